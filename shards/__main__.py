@@ -1,0 +1,84 @@
+"""`clsp shards`: index, verify and describe shard sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .check import ShardError
+from .reader import ShardSet
+from .store import index_folder, open_set
+
+_SET = click.argument("folder", metavar="SET", type=click.Path(path_type=Path))
+
+
+def _describe(shards: ShardSet) -> str:
+    manifest = shards.manifest
+    config = manifest.plan.get("config", {})
+    how = ", ".join(
+        f"{name} {config[name]}"
+        for name in ("scheduler", "steps", "w", "eta", "seed")
+        if name in config
+    )
+    size = sum(shard.bytes for shard in manifest.shards)
+    lines = {
+        "set": shards.id,
+        "records": f"{len(shards):,} in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB",
+        "record": f"{'anchor, ' if manifest.anchors else ''}{manifest.positives} positives, json",
+        "images": f"{manifest.image_format}, {manifest.image_size}x{manifest.image_size}",
+        "source": manifest.source.get("kind", "unknown"),
+        "classes": ", ".join(manifest.classes) if manifest.classes else "none",
+        "sampling": how or "unknown",
+        "model": manifest.plan.get("model", {}).get("sha256", "unknown"),
+        "plan": manifest.plan_id or "none",
+        "made on": "; ".join(
+            ", ".join(f"{name} {value}" for name, value in sorted(print_.items()))
+            for print_ in manifest.fingerprints
+        )
+        or "unknown",
+    }
+    return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
+
+
+@click.group()
+def main() -> None:
+    """Index, verify and describe shard sets."""
+
+
+@main.command()
+@_SET
+def info(folder: Path) -> None:
+    """Say what a set is, how it was made, and by which model."""
+    try:
+        click.echo(_describe(open_set(folder)))
+    except ShardError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@_SET
+@click.option("--deep", is_flag=True, help="Also walk every tar and decode every image.")
+def verify(folder: Path, deep: bool) -> None:
+    """Compare every byte of a set with its manifest."""
+    try:
+        shards = open_set(folder)
+        shards.verify(deep)
+    except ShardError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{folder}: {len(shards):,} records in {len(shards.shard_sizes)} shards are whole")
+
+
+@main.command()
+@_SET
+def index(folder: Path) -> None:
+    """Write the indexes and the manifest of a folder whose data/*.tar are complete shards."""
+    try:
+        shards = index_folder(folder)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(_describe(shards))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Receipts and the manifest: what a set is, what made it, and what its bytes must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .check import ShardError
+from .files import write_atomic
+
+FORMAT, VERSION = "clsp-shards", 1
+_NAME = re.compile(r"data/[A-Za-z0-9_-]{1,80}\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One shard: its path inside the set, how many records and bytes it has, and its hashes."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    idx_sha256: str
+
+    def __post_init__(self) -> None:
+        # A manifest may come from anyone: a name must not lead out of the set.
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ValueError(f"shard name {self.name!r} is not data/NAME.tar")
+        for count in (self.samples, self.bytes):
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"shard {self.name}: a count is {count!r}, expected at least 1")
+        for digest in (self.sha256, self.idx_sha256):
+            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+                raise ValueError(f"shard {self.name}: {digest!r} is not a sha256 in hex")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that one shard of a plan is done, and on what it was made."""
+
+    shard: ShardFile
+    plan_id: str
+    fingerprint: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a set is. The sha256 of its canonical JSON is the set's id.
+
+    positives: K; image_size: pixels a side; source: kind and size of what the anchors came from;
+    plan_id, plan: what made it (empty for a set made elsewhere); classes: names of the labels;
+    fingerprints: hardware and software it was made on.
+    """
+
+    positives: int
+    image_format: str
+    image_size: int
+    samples: int
+    shards: tuple[ShardFile, ...]
+    anchors: bool = True
+    source: dict[str, Any] = field(default_factory=dict)
+    plan_id: str = ""
+    plan: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    fingerprints: tuple[dict[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        total = sum(shard.samples for shard in self.shards)
+        if total != self.samples:
+            raise ValueError(f"its shards hold {total} records, it says {self.samples}")
+        if len({shard.name for shard in self.shards}) != len(self.shards):
+            raise ValueError("a shard comes twice")
+
+    def to_json(self) -> bytes:
+        """Return the canonical JSON: sorted keys, two spaces, a line feed at the end."""
+        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+    @property
+    def id(self) -> str:
+        """The set's id, in hex."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a set's manifest. Raises ShardError when there is none or it is not one of clsp's."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise ShardError(
+            f"{folder} has no manifest.json: it is no finished shard set "
+            "(`clsp shards index` makes one for a finished folder of shards)"
+        )
+    try:
+        values = json.loads(path.read_bytes())
+        found = (values.pop("format"), values.pop("version"))
+        if found != (FORMAT, VERSION):
+            raise ValueError(f"format and version are {found}, expected {(FORMAT, VERSION)}")
+        values["shards"] = tuple(ShardFile(**shard) for shard in values["shards"])
+        values["classes"] = tuple(values["classes"]) if values["classes"] else None
+        values["fingerprints"] = tuple(values["fingerprints"])
+        return Manifest(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{path} is not a manifest of a shard set: {error!r}") from error
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` and SHA256SUMS, which `sha256sum -c` reads; the manifest comes last."""
+    text = manifest.to_json()
+    lines = [f"{hashlib.sha256(text).hexdigest()}  manifest.json"]
+    for shard in manifest.shards:
+        lines.append(f"{shard.sha256}  {shard.name}")
+        lines.append(f"{shard.idx_sha256}  {shard.name.removesuffix('.tar')}.idx")
+    write_atomic(folder / "SHA256SUMS", ("\n".join(lines) + "\n").encode())
+    write_atomic(folder / "manifest.json", text)
+
+
+def load_receipt(path: Path) -> Receipt | None:
+    """Read a receipt, or None where there is none. Raises ShardError for a garbled one."""
+    try:
+        values = json.loads(path.read_bytes())
+        return Receipt(ShardFile(**values["shard"]), values["plan_id"], values["fingerprint"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(
+            f"{path} is not a receipt: {error!r}; delete it to make its shard again"
+        ) from error
+
+
+def save_receipt(path: Path, receipt: Receipt) -> None:
+    """Write a receipt atomically."""
+    write_atomic(path, (json.dumps(asdict(receipt), indent=2, sort_keys=True) + "\n").encode())
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""A set's address -> an opened set whose files are all there; a folder of shards -> a set."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from .check import Member, ShardError, check_tar, index_bytes, walk
+from .files import write_atomic
+from .images import STORED_FORMATS, decode_image
+from .manifest import Manifest, ShardFile, file_sha256, load_manifest, save_manifest
+from .reader import ShardSet
+from .record import from_members, split_name
+
+
+def open_set(address: str | Path) -> ShardSet:
+    """Open the shard set in a local folder.
+
+    Checks that every shard and index is there and that each shard has the manifest's size; hashes
+    are compared by `ShardSet.verify`. Raises ShardError naming what is missing or wrong.
+    """
+    if "://" in str(address):
+        raise ShardError(f"{address}: only local folders can be opened; copy the set first")
+    folder = Path(address)
+    if not folder.is_dir():
+        raise ShardError(f"{folder} is not a folder")
+    shards = ShardSet(folder, load_manifest(folder))
+    for shard in shards.manifest.shards:
+        for path in (shards.shard_path(shard), shards.index_path(shard)):
+            if not path.is_file():
+                raise ShardError(f"{folder}: {path.name} is missing; the manifest names it")
+        size = shards.shard_path(shard).stat().st_size
+        if size != shard.bytes:
+            raise ShardError(f"shard {shard.name}: it has {size} bytes, expected {shard.bytes}")
+    return shards
+
+
+def index_folder(folder: Path) -> ShardSet:
+    """Make a set of a folder whose data/*.tar hold complete records: indexes and a manifest.
+
+    K, the image format and size are read off the first record, and every record must agree.
+    Every image is compared with its record's hash. Raises ShardError; then nothing is written.
+    """
+    if (folder / "manifest.json").exists():
+        raise ShardError(f"{folder} has a manifest.json already; `clsp shards verify` checks it")
+    paths = sorted((folder / "data").glob("*.tar"))
+    if not paths:
+        raise ShardError(f"{folder / 'data'} holds no .tar file")
+    positives, image_format, image_size, anchors = _look_at_first_record(paths[0])
+    indexes: list[bytes] = []
+    shards: list[ShardFile] = []
+    for path in paths:
+        members = check_tar(path, positives, image_format, anchors)
+        per_record = positives + anchors + 1
+        for start in range(0, len(members), per_record):
+            _check_record(path, members[start : start + per_record], image_format)
+        index = index_bytes(members)
+        indexes.append(index)
+        shards.append(
+            ShardFile(
+                name=f"data/{path.name}",
+                samples=len(members) // per_record,
+                bytes=path.stat().st_size,
+                sha256=file_sha256(path),
+                idx_sha256=hashlib.sha256(index).hexdigest(),
+            )
+        )
+    samples = sum(shard.samples for shard in shards)
+    for path, index in zip(paths, indexes, strict=True):
+        write_atomic(path.with_suffix(".idx"), index)
+    manifest = Manifest(positives, image_format, image_size, samples, tuple(shards), anchors)
+    save_manifest(folder, manifest)
+    return open_set(folder)
+
+
+def _look_at_first_record(path: Path) -> tuple[int, str, int, bool]:
+    """Return (K, image format, pixels a side, whether there are anchors)."""
+    names: list[tuple[str, str, str]] = []
+    size = 0
+    for member in walk(path):
+        try:
+            parts = split_name(member.name)
+        except ValueError as error:
+            raise ShardError(f"shard {path.name}, byte {member.offset}: {error}") from None
+        if parts[1] == "json":
+            break
+        names.append(parts)
+        size = size or decode_image(_content(path, member)).shape[0]
+    formats = {extension for _, _, extension in names}
+    if len(formats) != 1 or not formats <= set(STORED_FORMATS):
+        raise ShardError(f"shard {path.name}: the first record has images of formats {formats}")
+    anchors = any(part == "anchor" for _, part, _ in names)
+    return len(names) - anchors, formats.pop(), size, anchors
+
+
+def _check_record(path: Path, members: list[Member], image_format: str) -> None:
+    contents = {split_name(m.name)[1]: _content(path, m) for m in members}
+    try:
+        from_members(split_name(members[0].name)[0], contents, image_format)
+    except ValueError as error:
+        raise ShardError(f"shard {path.name}: {error}") from error
+
+
+def _content(path: Path, member: Member) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)
