@@ -1,0 +1,68 @@
+"""Noise as a function of (seed, anchor key, positive, step), and of nothing else.
+
+It is drawn on the CPU in float32, one generator a row, and then moved: so it is the same on any
+device, in any batch, and for any number of positives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+INITIAL = -1  # the "step" of x_T
+
+
+class Noise(Protocol):
+    """The noise of one batch of anchors; every tensor is (B, C, H, W)."""
+
+    def initial(self, positive: int) -> Tensor:
+        """Return x_T of positive number `positive` of each anchor."""
+
+    def anchor(self, step: int) -> Tensor:
+        """Return what noises the anchors at sampling step `step`, shared by their positives."""
+
+    def step(self, positive: int, step: int) -> Tensor:
+        """Return the scheduler's own noise at sampling step `step`."""
+
+    def generators(self, positive: int, step: int) -> list[torch.Generator]:
+        """Return generators, one a row, that draw `step`: for schedulers that take no tensor."""
+
+
+def keyed_generator(seed: int, key: str, positive: int | None, step: int) -> torch.Generator:
+    """Return the CPU generator of one row; `positive` None is the anchor's own noise."""
+    name = json.dumps([seed, key, positive, step]).encode()
+    number = int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True)
+    return torch.Generator().manual_seed(number)
+
+
+class KeyedNoise:
+    """The noise that a set is made with.
+
+    keys: the anchors' keys (B); shape: (C, H, W) of one image; device: where it is needed.
+    """
+
+    def __init__(
+        self, seed: int, keys: Sequence[str], shape: tuple[int, ...], device: torch.device | str
+    ) -> None:
+        self.seed, self.keys, self.shape, self.device = seed, tuple(keys), shape, device
+
+    def initial(self, positive: int) -> Tensor:
+        return self._draw(positive, INITIAL)
+
+    def anchor(self, step: int) -> Tensor:
+        return self._draw(None, step)
+
+    def step(self, positive: int, step: int) -> Tensor:
+        return self._draw(positive, step)
+
+    def generators(self, positive: int | None, step: int) -> list[torch.Generator]:
+        return [keyed_generator(self.seed, key, positive, step) for key in self.keys]
+
+    def _draw(self, positive: int | None, step: int) -> Tensor:
+        rows = [torch.randn(self.shape, generator=g) for g in self.generators(positive, step)]
+        return torch.stack(rows).to(self.device)

@@ -1,0 +1,128 @@
+"""`clsp fit`: what it trains is a plain diffusers pipeline, and a kill does not change it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from clsp.generate.config import FitConfig
+from clsp.generate.ddpm import build_unet
+from clsp.generate.fit import draw_batch, fit
+
+TINY = FitConfig(
+    images="digits:test",
+    image_size=8,
+    channels=8,
+    channel_mult=(1, 2),
+    attention=(),
+    mid_attention=False,
+    blocks=1,
+    groups=4,
+    dropout=0.1,
+    steps=40,
+    batch=16,
+    lr=2e-3,
+    warmup=5,
+    ema=0.9,
+    save_every=10,
+    sample_every=20,
+    sample_steps=4,
+)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(TINY, tmp_path_factory.mktemp("fit") / "model")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_the_model_opens_in_diffusers_and_samples(fitted: Path) -> None:
+    pipeline = DDPMPipeline.from_pretrained(fitted)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=2, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 3)
+    assert pipeline.scheduler.config.num_train_timesteps == 1000
+
+
+def test_it_learns_and_draws_samples_on_the_way(fitted: Path) -> None:
+    longer = fit(replace(TINY, steps=400), fitted.parent / "longer")
+    rows = [json.loads(line) for line in (longer / "fit" / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == [100, 200, 300, 400]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    grids = sorted((fitted / "fit" / "samples").iterdir())
+    assert [grid.name for grid in grids] == ["step-0000020.png", "step-0000040.png"]
+    assert Image.open(grids[0]).size == (64, 64)
+
+
+def test_a_killed_run_goes_on_exactly(fitted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    flags = [
+        f"--{name.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, tuple) else v}"
+        for name, v in vars(TINY).items()
+        if not isinstance(v, bool)
+    ]
+    command = [sys.executable, "-m", "clsp.generate.fit", f"--out={out}", "--no-mid-attention"]
+    checkpoint = out / "fit" / "checkpoint.safetensors"
+    for kill in range(2):
+        job = subprocess.Popen([*command, *flags])
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert job.poll() is None, f"ended with {job.returncode} before kill {kill}"
+            time.sleep(0.002)
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    subprocess.run([*command, *flags], check=True, timeout=300)
+    expected, found = weights(fitted), weights(out)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_another_config_is_refused(fitted: Path) -> None:
+    with pytest.raises(ValueError, match=r"made with lr = 0\.002, not 0\.1"):
+        fit(replace(TINY, lr=0.1), fitted)
+
+
+def test_a_batch_is_a_pure_function() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    rows = np.array([4, 40, 7])
+    images, noise, t = draw_batch(pixels, rows, TINY, step=7, rank=0)
+    assert all(map(torch.equal, (images, noise, t), draw_batch(pixels, rows, TINY, 7, 0)))
+    for step, rank in ((8, 0), (7, 1)):
+        assert not torch.equal(noise, draw_batch(pixels, rows, TINY, step, rank)[1])
+    plain = draw_batch(pixels, rows, replace(TINY, flip=False), 7, 0)[0]
+    expected = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(plain, expected)
+
+
+def test_the_reference_setting_has_the_papers_size() -> None:
+    """35.7 million parameters, as the DDPM paper counts for its CIFAR-10 model."""
+    count = sum(p.numel() for p in build_unet(FitConfig(images="")).parameters())
+    assert count == pytest.approx(35.7e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"image_size": 30}, "image_size 30 must be a multiple of 8"),
+        ({"attention": (4,)}, "attention levels"),
+        ({"groups": 48}, "groups 48 does not divide"),
+        ({"steps": 0}, "steps is 0"),
+    ],
+)
+def test_a_config_out_of_range_is_refused(setting: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FitConfig(images="digits", **setting)

@@ -1,0 +1,226 @@
+"""Whole runs of `clsp generate`: the same bytes whoever makes them, and however often they die."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clsp.generate.__main__ import generate
+from clsp.generate.config import GenerateConfig
+from clsp.generate.engines.local import JobError
+from clsp.generate.plan import PlanError
+from clsp.shards.images import decode_image, open_images
+from clsp.shards.store import open_set
+
+TINY = GenerateConfig(positives=2, steps=3, batch=4, shard_size=5)
+KILLS = 20
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Every file below `out`, hidden ones too, by its relative path."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def command(images: Path, model: Path, out: Path, *more: str) -> list[str]:
+    flags = ["--positives=2", "--steps=3", "--batch=4", "--shard-size=5", "--device=cpu"]
+    places = [f"--images=folder:{images}", f"--model={model}", f"--out={out}"]
+    return [*places, *flags, *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digit_folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("undisturbed") / "set"
+    generate(TINY, f"folder:{digit_folder}", str(tiny_model), out, device="cpu", workers=1)
+    return out
+
+
+def test_a_set_holds_every_anchor_and_its_positives(undisturbed: Path, digit_folder: Path) -> None:
+    shards = open_set(undisturbed)
+    shards.verify(deep=True)
+    source = open_images(f"folder:{digit_folder}")
+    assert len(shards) == len(source) == 60
+    assert shards.shard_sizes == (5,) * 12
+    for index in range(60):
+        record = shards.record(index)
+        assert record.key == source.key(index)
+        assert record.meta["label"] == source.labels[index]
+        np.testing.assert_array_equal(decode_image(record.anchor), np.asarray(source.read(index)))
+        assert [decode_image(p).shape for p in record.positives] == [(8, 8, 3)] * 2
+    assert Image.open(undisturbed / "preview.png").size > (100, 100)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_workers_does_not_change_a_byte(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path, workers: int
+) -> None:
+    out = tmp_path / "set"
+    generate(TINY, f"folder:{digit_folder}", str(tiny_model), out, device="cpu", workers=workers)
+    assert content(out) == content(undisturbed)
+
+
+def test_ranks_of_accelerate_launch_make_the_same_set(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Two tasks as a cluster starts them: `accelerate launch` in each, the ranks in variables."""
+    arguments = command(digit_folder, tiny_model, tmp_path / "set")
+    accelerate = ["accelerate.commands.launch", "--cpu", "-m", "clsp.generate", *arguments]
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", *accelerate],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+        )
+        for rank in (0, 1)
+    ]
+    assert [task.wait(timeout=300) for task in tasks] == [0, 0]
+    assert content(tmp_path / "set") == content(undisturbed)
+
+
+def test_positive_j_does_not_depend_on_k(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    more = replace(TINY, positives=3, shard_size=60)
+    generate(more, f"folder:{digit_folder}", str(tiny_model), tmp_path, device="cpu", workers=1)
+    few, many = open_set(undisturbed), open_set(tmp_path)
+    # Batches of 4 within shards of 5 and of 60 differ, and a last bit with them; the first do not.
+    for index in range(4):
+        assert few.record(index).positives == many.record(index).positives[:2]
+
+
+def test_a_set_survives_kills(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """SIGKILL workers and whole jobs at random moments, rerun until done, compare all bytes."""
+    dice, out = random.Random(0), tmp_path / "set"
+    arguments = command(digit_folder, tiny_model, out, "--workers=2")
+    kills, runs = 0, 0
+    began = time.monotonic()
+    while True:
+        runs += 1
+        job = subprocess.Popen([sys.executable, "-m", "clsp.generate", *arguments])
+        whole_job = runs % 2 == 1
+        deadline = time.monotonic() + dice.uniform(0, 12)
+        while job.poll() is None and kills < KILLS and time.monotonic() - began < 400:
+            if whole_job and time.monotonic() > deadline:
+                job.kill()
+                kills += 1
+            elif not whole_job and (workers := _grandchildren(job.pid)):
+                os.kill(dice.choice(workers), signal.SIGKILL)
+                kills += 1
+                time.sleep(dice.uniform(0.2, 1.0))
+            time.sleep(0.02)
+        code = job.wait(timeout=300)
+        if code == 0 and kills >= KILLS:
+            break
+        if code == 0:  # done too early to have been killed often enough: undo some shards
+            for receipt in sorted((out / "receipts").iterdir())[::2]:
+                receipt.unlink()
+        assert time.monotonic() - began < 500, f"{kills} kills in {runs} runs"
+    assert content(out) == content(undisturbed)
+
+
+def _grandchildren(pid: int) -> list[int]:
+    """The workers: children of the fork server, which is a child of the job."""
+
+    def children(parent: int) -> list[int]:
+        try:
+            text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+        except FileNotFoundError:
+            return []
+        return [int(child) for child in text.split()]
+
+    return [worker for server in children(pid) for worker in children(server)]
+
+
+def test_a_finished_set_is_left_alone(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "data").iterdir()}
+    generate(TINY, f"folder:{digit_folder}", str(tiny_model), undisturbed, device="cpu", workers=1)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_folder_of_another_plan_is_refused(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path
+) -> None:
+    other = replace(TINY, w=0.5)
+    with pytest.raises(PlanError, match=r"config\.w is 0\.1 there and 0\.5 here"):
+        generate(other, f"folder:{digit_folder}", str(tiny_model), undisturbed, device="cpu")
+
+
+def test_an_unreadable_image_is_named_and_leaves_no_shard(
+    digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for index, path in enumerate(sorted(digit_folder.rglob("*.png"))[:5]):
+        (images / f"{index}.png").write_bytes(path.read_bytes())
+    broken = images / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    out = tmp_path / "set"
+    with pytest.raises(JobError, match=r"3\.png"):
+        generate(TINY, f"folder:{images}", str(tiny_model), out, device="cpu", workers=1)
+    assert list((out / "data").iterdir()) == []
+    assert not (out / "manifest.json").exists()
+
+
+def test_a_full_disk_is_named_and_a_rerun_goes_on(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A limit on file size stands for the full disk: writes fail half-way through a shard."""
+    out = tmp_path / "set"
+    arguments = command(digit_folder, tiny_model, out, "--workers=1")
+    script = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "from clsp.generate.__main__ import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    failed = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert failed.returncode == 1
+    assert "File too large" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert list((out / "data").iterdir()) == []
+    subprocess.run([sys.executable, "-m", "clsp.generate", *arguments], check=True, timeout=300)
+    assert content(out) == content(undisturbed)
+
+
+def test_a_changed_model_is_refused(
+    digit_folder: Path, tiny_model: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    config = other / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "beta_end": 0.03}))
+    with pytest.raises(PlanError, match=r"model\.sha256"):
+        generate(TINY, f"folder:{digit_folder}", str(other), undisturbed, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"positives": 0}, "positives is 0"),
+        ({"w": -0.1}, r"w is -0\.1"),
+        ({"w": 1.01}, r"w is 1\.01"),
+        ({"eta": 2.0}, r"eta is 2\.0"),
+        ({"steps": 0}, "steps is 0"),
+    ],
+)
+def test_a_config_out_of_range_is_refused(setting: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenerateConfig(**setting)
