@@ -1,0 +1,98 @@
+"""Encoders: torchvision's networks, exported so that anyone can open them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from clsp.train import load_encoder
+from clsp.train.config import TrainConfig
+from clsp.train.encoder import (
+    FEATURES,
+    ProjectedEncoder,
+    build_backbone,
+    export_encoder,
+    torchvision_state_dict,
+)
+
+
+@pytest.mark.parametrize("arch", list(FEATURES))
+def test_features_have_the_stated_width(arch: str) -> None:
+    backbone = build_backbone(arch, "cifar").eval()
+    assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, FEATURES[arch])
+
+
+@pytest.mark.parametrize(("stem", "side"), [("cifar", 32), ("stl", 16), ("imagenet", 8)])
+def test_a_stem_scales_the_image_down(stem: str, side: int) -> None:
+    sizes = []
+    backbone = build_backbone("resnet18", stem)
+    backbone.layer1.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[-1]))
+    backbone.eval()(torch.randn(1, 3, 32, 32))
+    assert sizes == [side]
+
+
+def test_the_imagenet_stem_is_torchvisions_network() -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18().eval()
+    ours = build_backbone("resnet18", "imagenet").eval()
+    weights = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    ours.load_state_dict(weights)
+    theirs.fc = nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet-tiny"])
+def test_an_export_opens_with_the_same_features(arch: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = TrainConfig(arch=arch, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    backbone = build_backbone(arch, "cifar")
+    backbone(torch.randn(8, 3, 16, 16))  # so that running statistics are not the default
+    export_encoder(tmp_path / "encoder", backbone, config, image_size=16)
+    encoder = load_encoder(tmp_path / "encoder")
+    x = torch.randn(4, 3, 16, 16)
+    assert torch.equal(encoder(x), backbone.eval()(x))
+    assert (encoder.mean, encoder.std) == (config.mean, config.std)
+    assert (encoder.image_size, encoder.feature_dim) == (16, FEATURES[arch])
+    assert not encoder.training
+
+
+def test_a_state_dict_fits_torchvisions_resnet(tmp_path: Path) -> None:
+    backbone = build_backbone("resnet18", "imagenet")
+    export_encoder(tmp_path, backbone, TrainConfig(stem="imagenet"), image_size=64)
+    theirs = torchvision.models.resnet18()
+    fit = theirs.load_state_dict(torchvision_state_dict(tmp_path), strict=False)
+    assert fit.unexpected_keys == []
+    assert set(fit.missing_keys) == {"fc.weight", "fc.bias"}
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"encoder\.json is missing"):
+        load_encoder(tmp_path)
+    export_encoder(tmp_path, build_backbone("resnet-tiny", "cifar"), TrainConfig(), 8)
+    with pytest.raises(ValueError, match="is no exported encoder"):
+        load_encoder(tmp_path)  # its JSON says resnet18
+
+
+def test_the_projector_is_the_papers_and_z_has_unit_length() -> None:
+    model = ProjectedEncoder(TrainConfig(arch="resnet-tiny", hidden=32, dim=8))
+    assert [type(layer) for layer in model.projector] == [nn.Linear, nn.ReLU, nn.Linear]
+    z = model([torch.randn(4, 3, 8, 8)] * 2)
+    assert [part.shape for part in z] == [(4, 8)] * 2
+    torch.testing.assert_close(z[0].norm(dim=1), torch.ones(4))
+
+
+def test_bn_mode_says_which_views_share_statistics() -> None:
+    def embed(mode: str, views: list[torch.Tensor]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        config = TrainConfig(arch="resnet-tiny", hidden=32, dim=8, bn_mode=mode)
+        return ProjectedEncoder(config)(views)
+
+    first, second = torch.randn(8, 3, 8, 8), 3 * torch.randn(8, 3, 8, 8) + 1
+    for mode, independent in (("split", True), ("joint", False)):
+        together, alone = embed(mode, [first, second])[0], embed(mode, [first])[0]
+        assert torch.allclose(together, alone, atol=1e-5) == independent

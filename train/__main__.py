@@ -1,0 +1,39 @@
+"""`clsp train`: a shard set in, an encoder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..recipes import build_config, cache_option, config_options, recipe_option
+from .config import TrainConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@click.command()
+@click.option("--set", "address", required=True, help="Folder of the shard set.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+@cache_option
+@click.option("--workers", type=click.IntRange(min=0), help="Loader processes a rank.")
+@recipe_option(RECIPES)
+@config_options(TrainConfig)
+def main(address: str, out: Path, cache: Path, workers: int | None, **options: Any) -> None:
+    """Pretrain an encoder on a shard set.
+
+    Stopped or killed at any moment, the same command goes on from the last checkpoint. OUT/encoder
+    is what `clsp evaluate` and `clsp.train.load_encoder` open; OUT/tensorboard holds the curves.
+    """
+    config = build_config(TrainConfig, options)
+    from .loop import train
+
+    try:
+        train(config, address, out, cache=cache, workers=workers)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Checkpoints: a folder that is whole under its name or not there, and a state to put into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ..shards.files import fsync_folder, temporary_name
+
+_TENSORS, _ABOUT = "state.safetensors", "state.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or that belongs to another run; the message says which."""
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, Tensor], about: dict[str, Any]
+) -> Path:
+    """Write `folder/step-NNNNNNN` and then remove the earlier ones; return its path.
+
+    about: plain JSON. Raises OSError when the disk is full; then the earlier checkpoint stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:07d}"
+    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    state = {"step": step, "sha256": hashlib.sha256(data).hexdigest(), **about}
+    temporary = temporary_name(path)
+    try:
+        temporary.mkdir()
+        _write(temporary / _TENSORS, data)
+        _write(temporary / _ABOUT, (json.dumps(state, indent=2) + "\n").encode())
+        fsync_folder(temporary)
+        shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same step
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fsync_folder(folder)
+    _read(path)  # the earlier ones go only when this one is known to be good
+    for other in _found(folder):
+        if other != path:
+            shutil.rmtree(other)
+    return path
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return tensors and JSON of the newest whole checkpoint in `folder`, None when it has none.
+
+    What a killed run left half-written is removed. Raises CheckpointError when there are
+    checkpoints but every one is damaged.
+    """
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+    problems = []
+    for path in reversed(_found(folder)):
+        try:
+            return _read(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("; ".join(problems) + "; delete the folder to start again")
+    return None
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        about: dict[str, Any] = json.loads((path / _ABOUT).read_text())
+        data = (path / _TENSORS).read_bytes()
+        expected = about["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path}: {error!r}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise CheckpointError(f"checkpoint {path}: sha256 {found}, its JSON says {expected}")
+    return load(data), about
+
+
+def collect_state(modules: dict[str, nn.Module], optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """Return all state of the modules and the optimiser's momentum, by name.
+
+    modules: by a prefix that keeps their names apart.
+    """
+    tensors: dict[str, Tensor] = {}
+    for prefix, module in modules.items():
+        for name, value in module.state_dict().items():
+            tensors[f"{prefix}.{name}"] = value
+        for name, parameter in module.named_parameters():
+            buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{prefix}.{name}"] = buffer
+    return tensors
+
+
+def restore_state(
+    tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizer: torch.optim.SGD
+) -> None:
+    """Put back what `collect_state` returned. Raises CheckpointError when it does not fit."""
+    for prefix, module in modules.items():
+        start = f"{prefix}."
+        own = {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from error
+        for name, parameter in module.named_parameters():
+            buffer = tensors.get(f"momentum.{prefix}.{name}")
+            if buffer is not None:
+                optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)

@@ -1,0 +1,91 @@
+"""What decides an encoder, and nothing else. The defaults are the reference's for CIFAR-10."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def _help(text: str, default: Any) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How an encoder is pretrained. Zeng et al., 2024, arXiv:2408.16965."""
+
+    method: Literal["simclr", "moco"] = _help("Objective.", "simclr")
+    positive: Literal["none", "synthetic", "real"] = _help(
+        "Third view: none, a synthetic positive, or a view of the anchor (the control).", "none"
+    )
+    arch: Literal["resnet18", "resnet50", "resnet-tiny"] = _help("Backbone.", "resnet18")
+    stem: Literal["cifar", "stl", "imagenet"] = _help("First layers of the backbone.", "cifar")
+    hidden: int = _help("Width of the projector's hidden layer.", 4096)
+    dim: int = _help("Width of the projector's output.", 256)
+    epochs: int = _help("Passes over the set.", 1000)
+    batch: int = _help("Anchors a step, over all ranks.", 1024)
+    lr: float = _help("Learning rate after the warm-up.", 0.5)
+    lr_warmup: int = _help("Epochs from 1e-3 up to the learning rate.", 10)
+    momentum: float = _help("SGD's momentum.", 0.9)
+    weight_decay: float = _help("Weight decay of all parameters.", 1e-4)
+    temperature: float = _help("Temperature of the contrastive loss.", 0.2)
+    lambda_: float = _help("Weight of the positive term.", 1.0)
+    lambda_warmup: int = _help("Epochs over which lambda grows from 0.", 0)
+    bn_mode: Literal["joint", "split"] = _help(
+        "Batch-norm statistics over all views together, or each view by itself.", "joint"
+    )
+    queue: int = _help("MoCo: negatives in each of its two queues.", 32768)
+    ema: float = _help("MoCo: the key encoder's first decay; it rises to --ema-end.", 0.99)
+    ema_end: float = _help("MoCo: the key encoder's last decay.", 0.999)
+    crop_min: float = _help("Least area of a random resized crop.", 0.08)
+    jitter: tuple[float, ...] = _help(
+        "Brightness, contrast, saturation, hue.", (0.4, 0.4, 0.4, 0.1)
+    )
+    jitter_p: float = _help("Probability of colour jitter.", 0.8)
+    grey_p: float = _help("Probability of a grey image.", 0.2)
+    solarize_p: float = _help("Probability of solarisation.", 0.0)
+    flip_p: float = _help("Probability of a mirrored image.", 0.5)
+    mean: tuple[float, ...] = _help("Normalisation: means of R, G, B.", (0.4914, 0.4822, 0.4465))
+    std: tuple[float, ...] = _help("Normalisation: deviations.", (0.2023, 0.1994, 0.2010))
+    seed: int = _help("Seed of weights, order and views.", 0)
+    save_every: int = _help("Steps between checkpoints.", 500)
+    log_every: int = _help("Steps between log entries.", 50)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "hidden", "dim", "queue", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.batch < 2:
+            raise ValueError("batch is 1, but a contrastive loss needs at least 2 anchors")
+        if self.lambda_ < 0:
+            raise ValueError(f"lambda is {self.lambda_}, expected at least 0")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}, expected more than 0")
+        for name in ("jitter_p", "grey_p", "solarize_p", "flip_p", "ema", "ema_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a value in [0, 1]")
+        if not 0 < self.crop_min <= 1:
+            raise ValueError(f"crop_min is {self.crop_min}, expected a share in (0, 1]")
+        for name, length in (("jitter", 4), ("mean", 3), ("std", 3)):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{name} has {len(getattr(self, name))} values, expected {length}")
+        if self.method == "moco" and self.queue % self.batch:
+            raise ValueError(f"queue {self.queue} is not a multiple of batch {self.batch}")
+
+
+def learning_rate(config: TrainConfig, epoch: int) -> float:
+    """Return the rate of a whole epoch: linear from 1e-3 to `lr`, then half a cosine to 0.
+
+    The base rate is reached at epoch `lr_warmup` - 1; 0 would be at epoch `epochs`.
+    """
+    last = config.lr_warmup - 1
+    if epoch < last:
+        return 1e-3 + (config.lr - 1e-3) * epoch / last
+    done = (epoch - max(last, 0)) / max(1, config.epochs - max(last, 0))
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def positive_weight(config: TrainConfig, epoch: float) -> float:
+    """Return lambda at a moment of training, given in epochs (fractions allowed)."""
+    return config.lambda_ * min(1.0, epoch / config.lambda_warmup if config.lambda_warmup else 1.0)

@@ -1,0 +1,147 @@
+"""Backbone and projector, and an exported encoder that can be opened anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ..shards.files import write_atomic
+from ..shards.manifest import file_sha256
+from .config import TrainConfig
+
+FEATURES = {"resnet18": 512, "resnet50": 2048, "resnet-tiny": 64}  # F of each backbone
+_STEMS = ("cifar", "stl", "imagenet")
+
+
+def build_backbone(arch: str, stem: str) -> nn.Module:
+    """Return a torchvision ResNet without its classifier: (B, 3, H, W) -> features (B, F).
+
+    arch: one of FEATURES; "resnet-tiny" is for 8x8 images and has two stages of one basic block, of
+    16 and 64 channels.
+    stem: "imagenet" is torchvision's; "stl" has a 3x3 convolution of stride 1 and keeps the
+    max-pooling; "cifar" has that convolution and no pooling.
+    """
+    if stem not in _STEMS:
+        raise ValueError(f"stem {stem!r} is none of {', '.join(_STEMS)}")
+    if arch not in FEATURES:
+        raise ValueError(f"arch {arch!r} is none of {', '.join(FEATURES)}")
+    if arch == "resnet-tiny":
+        return _tiny()
+    model: nn.Module = getattr(torchvision.models, arch)(weights=None)
+    model.fc = nn.Identity()
+    if stem != "imagenet":
+        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if stem == "cifar":
+        model.maxpool = nn.Identity()
+    return model
+
+
+def _tiny() -> nn.Module:
+    block = torchvision.models.resnet.BasicBlock
+    shortcut = nn.Sequential(nn.Conv2d(16, 64, 1, stride=2, bias=False), nn.BatchNorm2d(64))
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+        block(16, 16),
+        block(16, 64, stride=2, downsample=shortcut),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+class ProjectedEncoder(nn.Module):
+    """Backbone and projector: V views, each (B, 3, H, W) -> V times z (B, D) of unit length.
+
+    All views go through in one call, because a distributed wrapper wants one forward a step.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self.backbone = build_backbone(config.arch, config.stem)
+        self.split = config.bn_mode == "split"
+        self.projector = nn.Sequential(
+            nn.Linear(FEATURES[config.arch], config.hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(config.hidden, config.dim),
+        )
+
+    def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
+        batches = list(views) if self.split else [torch.cat(list(views))]
+        z = torch.cat([self.projector(self.backbone(batch)).float() for batch in batches])
+        return list(nn.functional.normalize(z, dim=1).chunk(len(views)))
+
+
+class Encoder(nn.Module):
+    """An exported backbone: normalised images (B, 3, H, W) -> features (B, F).
+
+    mean, std: the normalisation it was trained with; image_size: pixels a side; sha256: of its
+    weights; config: the TrainConfig it came from, as a dict.
+    """
+
+    def __init__(self, backbone: nn.Module, about: dict[str, Any], sha256: str) -> None:
+        super().__init__()
+        self.backbone, self.config, self.sha256 = backbone, about["config"], sha256
+        self.mean = tuple(self.config["mean"])
+        self.std = tuple(self.config["std"])
+        self.image_size = int(about["image_size"])
+        self.feature_dim = FEATURES[about["arch"]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        return features
+
+
+def export_encoder(folder: Path, backbone: nn.Module, config: TrainConfig, image_size: int) -> Path:
+    """Write `encoder.safetensors`, the backbone's state dict, and `encoder.json`; return `folder`.
+
+    For resnet18 and resnet50 the names are torchvision's own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "format": "clsp-encoder",
+        "arch": config.arch,
+        "stem": config.stem,
+        "feature_dim": FEATURES[config.arch],
+        "image_size": image_size,
+        "config": asdict(config),
+    }
+    tensors = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
+    write_atomic(folder / "encoder.safetensors", save(tensors))
+    write_atomic(folder / "encoder.json", (json.dumps(about, indent=2) + "\n").encode())
+    return folder
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """Open an exported encoder, on the CPU and in eval mode.
+
+    Raises ValueError for a folder that holds none, saying what is missing or does not fit.
+    """
+    folder = Path(path)
+    weights = folder / "encoder.safetensors"
+    for file in (folder / "encoder.json", weights):
+        if not file.is_file():
+            raise ValueError(f"{folder} is no exported encoder: {file.name} is missing")
+    try:
+        about = json.loads((folder / "encoder.json").read_text())
+        backbone = build_backbone(about["arch"], about["stem"])
+        backbone.load_state_dict(load_file(weights))
+        encoder = Encoder(backbone, about, file_sha256(weights))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{folder} is no exported encoder: {error}") from error
+    return encoder.eval()
+
+
+def torchvision_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Return an exported ResNet's weights by torchvision's names, without the classifier."""
+    weights: dict[str, Tensor] = load_file(Path(path) / "encoder.safetensors")
+    return weights

@@ -1,0 +1,133 @@
+"""Numbers that say how training goes, and a warning when the encoder has collapsed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from ..recipes import announce, progress
+from ..shards.files import write_atomic
+from .config import TrainConfig, learning_rate, positive_weight
+
+_LEAST_SPREAD = 0.1
+_PATIENCE = 3  # log entries in a row
+
+
+def embedding_std(z: Tensor) -> float:
+    """Return how spread embeddings are: 1 when uniform on the sphere, 0 when all are the same.
+
+    z: (B, D) of unit length. The mean over dimensions of the deviation over the batch, times
+    sqrt(D). Chen & He, 2021, arXiv:2011.10566.
+    """
+    return float(z.detach().std(dim=0, unbiased=False).mean() * z.shape[1] ** 0.5)
+
+
+class CollapseMonitor:
+    """Notices when every image gets about the same embedding, several log entries in a row.
+
+    first_step: entries before it do not count, because a fresh encoder is not spread yet.
+    """
+
+    def __init__(self, chance: float, first_step: int) -> None:
+        self.chance, self.first_step = chance, first_step
+        self._in_a_row = 0
+
+    def warning(self, step: int, std: float, contrastive: float) -> str | None:
+        """Return a warning to print, once for each collapse, else None."""
+        if step < self.first_step or std >= _LEAST_SPREAD:
+            self._in_a_row = 0
+            return None
+        self._in_a_row += 1
+        if self._in_a_row != _PATIENCE:
+            return None
+        return (
+            f"step {step}: the encoder has collapsed: embedding std {std:.3f} (1 is spread, 0 one "
+            f"point for all images), contrastive loss {contrastive:.3f} (chance is "
+            f"{self.chance:.3f}). A positive term that is strong from the start does this; try "
+            "--lambda-warmup, a smaller --lambda or a smaller --lr."
+        )
+
+
+class MetricsFile:
+    """A file of one JSON object a line; a resumed run goes on behind the step it resumed at."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_atomic(path, "".join(kept).encode())
+
+    def append(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class TrainingLog:
+    """The progress bar, TensorBoard, metrics.jsonl and the collapse monitor; one for all ranks."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        out: Path,
+        *,
+        start: int,
+        total: int,
+        chance: float,
+    ) -> None:
+        """start: steps done before; total: steps in all; chance: a collapsed encoder's loss."""
+        self.accelerator, self.config = accelerator, config
+        self.main = accelerator.is_main_process
+        self.per_epoch = total // config.epochs
+        self.bar = progress(total, "train", "step", initial=start, show=self.main)
+        self._last = (start, time.monotonic())
+        if not self.main:
+            return
+        announce(config, out / "config.json")
+        self.monitor = CollapseMonitor(chance, first_step=self.per_epoch)
+        self.metrics = MetricsFile(out / "metrics.jsonl", start)
+        settings = {
+            name: value if isinstance(value, (int, float, str)) else str(value)
+            for name, value in vars(config).items()
+        }
+        # TensorBoard then hides what a killed run had logged beyond its checkpoint.
+        more = {"tensorboard": {"purge_step": start}}
+        accelerator.init_trackers("tensorboard", config=settings, init_kwargs=more)
+
+    def step(self, done: int, z: Tensor, terms: dict[str, Tensor]) -> None:
+        """Follow a step; `done` counts them from 1. z: the first view's embeddings, (B, D)."""
+        self.bar.update()
+        if not self.main or done % self.config.log_every:
+            return
+        epoch = (done - 1) / self.per_epoch
+        now = time.monotonic()
+        speed = (done - self._last[0]) * self.config.batch / (now - self._last[1])
+        self._last = (done, now)
+        row = {name: float(value.detach()) for name, value in terms.items()}
+        row |= {
+            "lambda": positive_weight(self.config, epoch),
+            "lr": learning_rate(self.config, int(epoch)),
+            "embedding_std": embedding_std(z),
+            "tuples_per_second": speed,
+        }
+        self.bar.set_postfix(loss=f"{row['loss']:.3f}", std=f"{row['embedding_std']:.2f}")
+        self.accelerator.log(row, step=done)
+        self.metrics.append({"step": done, "epoch": epoch, **row})
+        warning = self.monitor.warning(done, row["embedding_std"], row["contrastive"])
+        if warning:
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
+
+    def close(self) -> None:
+        """End the bar and write out TensorBoard's file."""
+        self.bar.close()
+        self.accelerator.end_training()

@@ -1,0 +1,147 @@
+"""Batches of (anchor, positive, key) from a shard set, in the order that `shards.order` gives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..recipes import progress
+from ..shards.check import ShardError
+from ..shards.files import temporary_name
+from ..shards.order import U64, batch_indices, epoch_order, hash_key, steps_per_epoch, uniforms
+from ..shards.reader import ShardSet
+
+MOST_CACHED = 64 * 2**30  # bytes of decoded pixels
+
+
+class Tuples(NamedTuple):
+    """One rank's part of a global batch, on the CPU.
+
+    anchor, positive: (b, 3, S, S) uint8; positive is None when none is asked for; keys: (b,)
+    uint64 hashes of the records' keys; step: the global batch's number since the start.
+    """
+
+    anchor: Tensor
+    positive: Tensor | None
+    keys: U64
+    step: int
+
+
+class TupleBatches(Dataset[Tuples]):
+    """Item `step` is this rank's slice of global batch `step`, counted over all epochs.
+
+    A pure function of (set, seed, batch, step, rank, world): neither workers nor resuming change
+    it. One of the K positives is drawn for each anchor in each epoch.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        batch: int,
+        seed: int,
+        *,
+        positive: bool,
+        pixels: np.ndarray | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """pixels: the set decoded, as `decoded_set` gives it; without it images are decoded here.
+
+        Raises ShardError for a set without anchors.
+        """
+        if not shards.manifest.anchors:
+            raise ShardError(f"{shards.folder} carries no anchors; training needs them")
+        self.shards, self.batch, self.seed, self.positive = shards, batch, seed, positive
+        self.pixels, self.rank, self.world = pixels, rank, world
+        self.keys = np.array([hash_key(key) for key in shards.keys], np.uint64)
+        self.per_epoch = steps_per_epoch(len(shards), batch)
+        self._epoch = -1
+
+    def __getitem__(self, step: int) -> Tuples:
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._order = epoch_order(self.seed, epoch, self.shards.shard_sizes)
+            self._epoch = epoch
+        rows = batch_indices(self._order, position, self.batch, self.rank, self.world)
+        keys = self.keys[rows]
+        draw = uniforms(self.seed, epoch, keys, "positive", 1)[:, 0]
+        slots = 1 + (draw * self.shards.positives).astype(np.int64)
+        images = self._read(rows, slots)
+        anchor, *rest = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in images)
+        return Tuples(anchor, rest[0] if rest else None, keys, step)
+
+    def _read(self, rows: np.ndarray, slots: np.ndarray) -> list[np.ndarray]:
+        """Anchors and, where asked for, positives number slots - 1: (b, S, S, 3) each."""
+        if self.pixels is not None:
+            found = [self.pixels[rows, 0]]
+            return found + [self.pixels[rows, slots]] * self.positive
+        names = (["anchor"] + [f"p{slot - 1}"] * self.positive for slot in slots)
+        pairs = [self.shards.pixels(int(row), name) for row, name in zip(rows, names, strict=True)]
+        return list(np.stack(pairs, axis=1))
+
+
+def load_tuples(
+    batches: TupleBatches, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Tuples]:
+    """Return a loader of global batches start..stop, this rank's slices of them.
+
+    It must not be handed to `accelerator.prepare`, which would split it a second time.
+    """
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, stop),
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def decoded_set(shards: ShardSet, cache: Path) -> np.ndarray | None:
+    """Return a set's pixels, (N, 1 + K, S, S, 3) uint8, memory-mapped; the anchor comes first.
+
+    They are decoded once, every image compared with its hash, into a file of `cache` that is
+    named after the set. None for a set of more than 64 GiB of pixels.
+    Raises ShardError for a damaged set and OSError when the disk is full; then no file is left.
+    """
+    side, members = shards.manifest.image_size, 1 + shards.positives
+    shape = (len(shards), members, side, side, 3)
+    if np.prod(shape, dtype=np.int64) > MOST_CACHED or not shards.manifest.anchors:
+        return None
+    path = cache / f"{shards.id}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _decode(shards, path, shape)
+    pixels: np.ndarray = np.load(path, mmap_mode="r")
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise ValueError(f"{path} holds {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
+    return pixels
+
+
+def _decode(shards: ShardSet, path: Path, shape: tuple[int, ...]) -> None:
+    names = ["anchor", *(f"p{number}" for number in range(shards.positives))]
+    temporary = temporary_name(path)
+    try:
+        # Written, not mapped: a full disk is then an error and not a bus error.
+        with open(temporary, "wb") as file, progress(len(shards), "decode", "record") as bar:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            npy.write_array_header_1_0(file, header)
+            for index in range(len(shards)):
+                file.write(shards.pixels(index, names).tobytes())
+                bar.update()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

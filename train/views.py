@@ -1,0 +1,188 @@
+"""Augmentation of a whole batch on its device, with parameters of its own for each image.
+
+Each transform gives what torchvision's transform of that name gives for the same parameters. The
+parameters are drawn on the CPU from `shards.order.uniforms`, so a view is a function of (seed,
+epoch, key, view) and of nothing else in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..shards.order import F64, I64
+from .config import TrainConfig
+
+_TRIES = 10  # of drawing a crop that fits, as torchvision does
+_RATIO = (3 / 4, 4 / 3)  # width to height of a crop
+DRAWS = 2 * _TRIES + 14  # uniform numbers that one view of one image takes
+
+Bool = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What was drawn for one view of B images, on the CPU.
+
+    box: (B, 4) crop as top, left, height, width in pixels; factors: (B, 4) of brightness,
+    contrast, saturation and hue; order: (B, 4), the order in which those are applied; flip,
+    jitter, grey, solarize: (B,) whether to.
+    """
+
+    box: I64
+    flip: Bool
+    jitter: Bool
+    factors: F64
+    order: I64
+    grey: Bool
+    solarize: Bool
+
+
+def draw_parameters(config: TrainConfig, uniform: F64, size: int) -> ViewParameters:
+    """Turn uniform numbers (B, DRAWS) into the parameters of a view of images of `size` pixels."""
+    crop, rest = uniform[:, : 2 * _TRIES + 2], uniform[:, 2 * _TRIES + 2 :]
+    reach = np.array(config.jitter)
+    low = np.concatenate([np.maximum(0, 1 - reach[:3]), -reach[3:]])
+    high = np.concatenate([1 + reach[:3], reach[3:]])
+    return ViewParameters(
+        box=_draw_boxes(crop, config.crop_min, size),
+        flip=rest[:, 0] < config.flip_p,
+        jitter=rest[:, 1] < config.jitter_p,
+        factors=low + (high - low) * rest[:, 2:6],
+        order=np.argsort(rest[:, 6:10], axis=1, kind="stable"),
+        grey=rest[:, 10] < config.grey_p,
+        solarize=rest[:, 11] < config.solarize_p,
+    )
+
+
+def _draw_boxes(uniform: F64, least: float, size: int) -> I64:
+    """Crops of a random area and shape: the first of the tries that fits, else the whole image."""
+    area = size * size * (least + (1 - least) * uniform[:, :_TRIES])
+    log_low, log_high = np.log(_RATIO)
+    ratio = np.exp(log_low + (log_high - log_low) * uniform[:, _TRIES : 2 * _TRIES])
+    width = np.round(np.sqrt(area * ratio)).astype(np.int64)
+    height = np.round(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (width >= 1) & (width <= size) & (height >= 1) & (height <= size)
+    rows, first = np.arange(len(uniform)), fits.argmax(axis=1)
+    found = fits.any(axis=1)
+    height = np.where(found, height[rows, first], size)
+    width = np.where(found, width[rows, first], size)
+    top = (uniform[:, -2] * (size - height + 1)).astype(np.int64)
+    left = (uniform[:, -1] * (size - width + 1)).astype(np.int64)
+    return np.stack([top, left, height, width], axis=1)
+
+
+def make_view(images: Tensor, drawn: ViewParameters, config: TrainConfig) -> Tensor:
+    """Return one view of each image, (B, 3, S, S) float32, normalised.
+
+    images: (B, 3, S, S) uint8 on any device.
+    """
+    x = resized_crop(images.float() / 255, drawn.box, drawn.flip)
+    for place in range(4):
+        for number, operation in enumerate(_JITTER):
+            chosen = drawn.jitter & (drawn.order[:, place] == number)
+            _apply(x, chosen, operation, drawn.factors[:, number])
+    _apply(x, drawn.grey, lambda part, _: grey(part).expand_as(part))
+    _apply(x, drawn.solarize, lambda part, _: solarize(part))
+    mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
+    return x.sub_(mean).div_(std)
+
+
+def _apply(
+    x: Tensor,
+    chosen: Bool,
+    operation: Callable[[Tensor, Tensor], Tensor],
+    factors: F64 | None = None,
+) -> None:
+    """Replace the chosen images of `x`. Chosen on the CPU, so no device has to be waited for."""
+    rows = np.flatnonzero(chosen)
+    if len(rows):
+        factor = np.zeros(len(rows)) if factors is None else factors[rows]
+        on_device = torch.from_numpy(rows).to(x.device, non_blocking=True)
+        amount = torch.from_numpy(factor).to(x.device, x.dtype, non_blocking=True)
+        x[on_device] = operation(x[on_device], amount.view(-1, 1, 1, 1))
+
+
+def resized_crop(images: Tensor, box: I64, flip: Bool) -> Tensor:
+    """Cut a box out of each image, scale it to the image's size, and mirror it where asked.
+
+    images: (B, C, S, S) float; box: (B, 4) top, left, height, width; flip: (B,).
+    Antialiased bilinear: two products with resampling matrices, one of them with its rows
+    reversed to mirror.
+    """
+    size = images.shape[-1]
+    rows = _resampling(box[:, 0], box[:, 2], size)
+    columns = _resampling(box[:, 1], box[:, 3], size)
+    columns = np.where(flip[:, None, None], columns[:, ::-1], columns)
+    down, across = (
+        torch.from_numpy(m).to(images.device, images.dtype, non_blocking=True)[:, None]
+        for m in (rows, columns)
+    )
+    return down @ images @ across.transpose(2, 3)
+
+
+def _resampling(start: I64, length: I64, size: int) -> F64:
+    """(B, S, S) matrices that scale pixels start..start+length of a line of S pixels to S."""
+    scale = (length / size)[:, None, None]
+    centre = (np.arange(size)[:, None] + 0.5) * scale  # (B, S, 1), in pixels of the crop
+    pixel = np.arange(size) - start[:, None, None] + 0.5  # (B, 1, S)
+    weight = np.maximum(0, 1 - np.abs(pixel - centre) / np.maximum(scale, 1))
+    weight *= (pixel > 0) & (pixel < length[:, None, None])
+    return np.asarray(weight / weight.sum(axis=2, keepdims=True))
+
+
+def grey(x: Tensor) -> Tensor:
+    """Return the luma of (B, 3, H, W) as (B, 1, H, W), with ITU-R 601's weights."""
+    red, green, blue = x.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (factor * x + (1 - factor) * other).clamp_(0, 1)
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale (B, 3, H, W) in [0, 1] by factor (B, 1, 1, 1); 1 changes nothing."""
+    return (x * factor).clamp_(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance from the image's mean luma; 1 changes nothing."""
+    return _blend(x, grey(x).mean(dim=(2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance from each pixel's luma; 0 is a grey image, 1 changes nothing."""
+    return _blend(x, grey(x), factor)
+
+
+def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue by a share of the colour circle, `turn` (B, 1, 1, 1) in [-0.5, 0.5]."""
+    value, at = x.max(dim=1)
+    chroma = value - x.min(dim=1).values
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    red, green, blue = x.unbind(1)
+    # The sector of the colour circle, in sixths, counted from the largest channel's own.
+    from_red, from_green, from_blue = (
+        (green - blue),
+        (blue - red) + 2 * safe,
+        (red - green) + 4 * safe,
+    )
+    sixths = torch.where(at == 0, from_red, torch.where(at == 1, from_green, from_blue)) / safe
+    sixths = (torch.where(chroma > 0, sixths, torch.zeros_like(sixths)) + 6 * turn[:, 0]) % 6
+    # A channel is V - C * clamp(min(k, 4 - k), 0, 1) with k its distance on the circle.
+    offset = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(3, 1, 1)
+    k = (offset + sixths.unsqueeze(1)) % 6
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def solarize(x: Tensor) -> Tensor:
+    """Invert every value of at least one half."""
+    return torch.where(x >= 0.5, 1 - x, x)
+
+
+_JITTER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
