@@ -1,0 +1,166 @@
+"""Whole evaluations of a real encoder on real digits, and the report they end in."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from clsp.evaluate.__main__ import main
+from clsp.evaluate.features import compute_features
+from clsp.evaluate.probe import Result
+from clsp.evaluate.report import Arm, Report, write_report
+from clsp.shards.images import load_pixels, open_images
+from clsp.shards.reader import ShardSet
+from clsp.train import load_encoder
+from clsp.train.config import TrainConfig
+from clsp.train.encoder import build_backbone, export_encoder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training run's folder with an untrained encoder and three rows of metrics."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    config = TrainConfig(arch="resnet-tiny", mean=(0.3,) * 3, std=(0.4,) * 3)
+    backbone = build_backbone("resnet-tiny", "cifar")
+    pixels = torch.from_numpy(load_pixels(open_images("digits:train"))).permute(0, 3, 1, 2)
+    for _ in range(20):  # so that batch norm knows the digits
+        backbone((pixels / 255 - 0.3) / 0.4)
+    export_encoder(folder / "encoder", backbone, config, 8)
+    rows = [
+        {"step": n, "epoch": n / 2, "contrastive": 3 / n, "embedding_std": 0.5, "lr": 0.1}
+        for n in (1, 2, 3)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def evaluate(run: Path, out: Path, *more: str, train: str = "digits:train"):
+    arguments = [f"--encoder={run / 'encoder'}", f"--train={train}", "--test=digits:test"]
+    places = [f"--out={out}", f"--cache={out / 'cache'}", "--device=cpu"]
+    return CliRunner().invoke(main, [*arguments, *places, "--epochs=20", "--episodes=5", *more])
+
+
+class _Pictures(HTMLParser):
+    """The pictures of a report, and every address it would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.pictures: dict[str, Image.Image] = {}
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        for name in ("src", "href"):
+            if (address := values.get(name)) and not address.startswith("data:"):
+                self.addresses.append(address)
+        if tag == "img":
+            data = base64.b64decode((values["src"] or "").partition("base64,")[2])
+            self.pictures[values["alt"] or ""] = Image.open(io.BytesIO(data))
+
+
+def test_features_are_the_encoders_of_each_image_and_its_mirror(run: Path, tmp_path: Path) -> None:
+    encoder, source = load_encoder(run / "encoder"), open_images("digits:test")
+    found = compute_features(encoder, source, keep=tmp_path)
+    image = torch.tensor(np.asarray(source.read(7))).permute(2, 0, 1) / 255
+    x = ((image - 0.3) / 0.4)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(found.plain[7:8], encoder(x), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.mirrored[7:8], encoder(x.flip(3)), atol=1e-5, rtol=1e-4)
+    assert found.labels.tolist() == source.labels.tolist()
+
+
+def test_features_are_kept_and_belong_to_encoder_and_pixels(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(run / "encoder")
+    first = compute_features(encoder, open_images("digits:test"), keep=tmp_path)
+    (path,) = tmp_path.iterdir()
+    compute_features(encoder, open_images("digits:train"), keep=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    other = load_encoder(run / "encoder")
+    other.mean = (0.5,) * 3
+    compute_features(other, open_images("digits:test"), keep=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+    def fail(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("clsp.evaluate.features._forward", fail)
+    again = compute_features(encoder, open_images("digits:test"), keep=tmp_path)
+    assert torch.equal(again.plain, first.plain)
+    assert path.exists()
+
+
+def test_the_command_prints_saves_and_reports(
+    run: Path, digit_set: ShardSet, tmp_path: Path
+) -> None:
+    result = evaluate(run, tmp_path, f"--set={digit_set.folder}", "--recipe=reference")
+    assert result.exit_code == 0, result.output
+    values = json.loads((tmp_path / "results.json").read_text())
+    assert values["scores"]["linear_top1"] > 30  # random features; chance is 10
+    assert f"linear_top1  {values['scores']['linear_top1']:5.2f}" in result.output
+    assert np.array(values["confusion"]).sum() == 359
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 20
+    text = (tmp_path / "report.html").read_text()
+    found = _Pictures(text)
+    assert found.addresses == []
+    assert set(found.pictures) == {
+        "training curves",
+        "anchors and their positives",
+        "confusion matrix",
+    }
+    for picture in found.pictures.values():
+        assert np.asarray(picture.convert("L")).std() > 5  # something is on it
+    assert f"<td>{values['scores']['linear_top1']:.1f}</td>" in text
+
+
+def test_images_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    open_images("digits").read(0).save(tmp_path / "flat" / "0.png")
+    result = evaluate(run, tmp_path / "out", train=f"folder:{tmp_path / 'flat'}")
+    assert result.exit_code == 1
+    assert "has no labels, and evaluation needs them" in result.output
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("missing", ["encoder", "set"])
+def test_what_is_not_there_is_named(run: Path, tmp_path: Path, missing: str) -> None:
+    if missing == "encoder":
+        result = evaluate(tmp_path, tmp_path / "out")
+        assert "encoder.json is missing" in result.output
+    else:
+        result = evaluate(run, tmp_path / "out", f"--set={tmp_path}")
+        assert "has no manifest.json" in result.output
+    assert result.exit_code == 1
+
+
+def test_arms_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    def result(score: float) -> Result:
+        return Result({"linear_top1": score}, np.eye(2, dtype=np.int64))
+
+    arms = [
+        Arm("base <1>", (result(70.0), result(72.0), result(71.0))),
+        Arm("better", (result(72.0), result(73.0), result(70.5))),
+    ]
+    report = Report("A & B", "lead", arms, ("x", "y"), {"command": "clsp demo"})
+    write_report(tmp_path / "r.html", replace(report, notes=("a note",)))
+    text = (tmp_path / "r.html").read_text()
+    plain = re.sub(r"<[^>]+>", "", text)
+    assert "71.0 ± 1.0" in plain  # mean and deviation of 70, 72, 71
+    assert "+0.8 points of linear against base &lt;1&gt; (+2.0, +1.0, -0.5" in plain
+    assert "better in 2 of 3" in plain
+    assert "base <1>" not in text
+    assert "<title>A &amp; B</title>" in text
