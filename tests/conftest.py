@@ -7,10 +7,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +27,16 @@ from clsp.shards.store import index_folder
 from clsp.shards.writer import write_shard
 
 MakeSet = Callable[..., ShardSet]
+
+# As root and without a network, as on a machine of CI.
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -91,3 +104,35 @@ def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def open_page() -> Callable[..., AbstractContextManager[tuple[Any, list[str]]]]:
+    """A function that opens a file as a page in headless Chromium, by Playwright.
+
+    It yields the page, and a list that collects what went wrong: console errors, exceptions, and
+    requests that leave the file.
+    """
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+
+    @contextmanager
+    def open_file(path: Path, width: int = 1200, height: int = 900) -> Iterator[Any]:
+        from playwright.sync_api import sync_playwright
+
+        own, wrong = path.resolve().as_uri(), []
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on(
+                "request",
+                lambda r: r.url.startswith((own, "data:", "blob:")) or wrong.append(r.url),
+            )
+            page.goto(own)
+            yield page, wrong
+            browser.close()
+
+    return open_file

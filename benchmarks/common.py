@@ -1,0 +1,91 @@
+"""What every benchmark shares: alternating timings, and a result that says what made it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(tasks: Mapping[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
+    """Return the median seconds of each task, timed in turn: A B A B ...
+
+    In turn, so that a machine that slows down for a while slows every task. Each task runs once
+    beforehand, unmeasured.
+    """
+    for task in tasks.values():
+        task()
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            began = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def hardware() -> str:
+    """Return processor, cores in use and GPU, in words."""
+    cores = len(os.sched_getaffinity(0))
+    words = f"{cores} cores of {_processor()}"
+    try:
+        import torch
+    except ImportError:
+        return words
+    return f"{words}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else words
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Return the checkout's commit, with a plus sign when files differ from it."""
+    root = Path(__file__).parent.parent
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=10"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def command() -> str:
+    """Return the command line of this benchmark, as a user would type it."""
+    main = sys.modules["__main__"].__spec__
+    name = f"-m {main.name}" if main else sys.argv[0]
+    return " ".join(["python", name, *sys.argv[1:]])
+
+
+def report(name: str, values: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Print a result with command, commit and hardware, and keep it as `folder`/NAME.json."""
+    packages = {p: _version(p) for p in ("torch", "diffusers")}
+    about = {"command": command(), "commit": commit(), "hardware": hardware(), **packages}
+    text = json.dumps({**about, **values}, indent=2)
+    print(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(text + "\n")
+    return path
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
