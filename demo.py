@@ -78,7 +78,7 @@ def demo(
 
     workers = workers or len(os.sched_getaffinity(0))
     began = time.monotonic()
-    recipe = {
+    recipe: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in load_recipe("fit-digits", RECIPES).items()
     }
@@ -127,11 +127,11 @@ def _run_arm(out: Path, name: str, seed: int, epochs: int) -> Result:
     encoder = load_encoder(
         train(config, out / "positives" / "train", run, cache=out / "cache", workers=0)
     )
-    parts = (
+    fitted, tested = (
         compute_features(encoder, open_images(f"digits:{part}"), keep=out / "cache")
         for part in ("train", "test")
     )
-    return probe_encoder(*parts, EvaluateConfig(flip=False, seed=seed), read_curves(run))
+    return probe_encoder(fitted, tested, EvaluateConfig(flip=False, seed=seed), read_curves(run))
 
 
 def agreement(positives: Path) -> tuple[float, float]:
