@@ -1,4 +1,7 @@
-"""`clsp evaluate`: an encoder and labelled images in, numbers and a report out."""
+"""`clsp evaluate`: encoders and labelled images in, numbers and reports out.
+
+Without a command's name it is `clsp evaluate probe`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..recipes import announce, build_config, cache_option, config_options, recipe_option
+from ..recipes import (
+    LazyGroup,
+    announce,
+    build_config,
+    cache_option,
+    config_options,
+    recipe_option,
+)
 from .config import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -18,7 +28,19 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parent / "recipes"
 
 
-@click.command()
+# name: (module, attribute, one line for `clsp evaluate --help`)
+_COMMANDS: dict[str, tuple[str, str, str]] = {}
+
+
+@click.group(cls=LazyGroup, lazy=_COMMANDS, default="probe")
+def main() -> None:
+    """Measure encoders and positives.
+
+    `clsp evaluate --encoder ...` is short for `clsp evaluate probe --encoder ...`.
+    """
+
+
+@main.command()
 @click.option("--encoder", required=True, type=click.Path(path_type=Path), help="OUT/encoder.")
 @click.option("--train", required=True, help="Labelled images to fit the probes on.")
 @click.option("--test", required=True, help="Labelled images to test on.")
@@ -29,7 +51,7 @@ RECIPES = Path(__file__).parent / "recipes"
 @cache_option
 @recipe_option(RECIPES)
 @config_options(EvaluateConfig)
-def main(
+def probe(
     encoder: Path,
     train: str,
     test: str,

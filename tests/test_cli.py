@@ -55,6 +55,17 @@ def test_an_unknown_stage_is_a_usage_error() -> None:
     assert "generat" in result.output
 
 
+def test_a_groups_default_command_needs_no_name() -> None:
+    runner = CliRunner()
+    spelled = runner.invoke(main, ["evaluate", "probe", "--encoder=x"]).output
+    short = runner.invoke(main, ["evaluate", "--encoder=x"]).output
+    assert "Missing option '--train'" in short
+    assert short == spelled
+    text = runner.invoke(main, ["evaluate", "--help"]).output
+    assert "\n  probe " in text
+    assert "No such command 'prob'" in runner.invoke(main, ["evaluate", "prob"]).output
+
+
 def test_imports_point_one_way() -> None:
     allowed = {
         "shards": {"shards"},
