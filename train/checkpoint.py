@@ -94,24 +94,26 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load(data), about
 
 
-def collect_state(modules: dict[str, nn.Module], optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """Return all state of the modules and the optimiser's momentum, by name.
+def collect_state(
+    modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Return all state of the modules and of the optimiser, by name.
 
-    modules: by a prefix that keeps their names apart.
+    modules: by a prefix that keeps their names apart, none of them "optimizer".
     """
     tensors: dict[str, Tensor] = {}
     for prefix, module in modules.items():
         for name, value in module.state_dict().items():
             tensors[f"{prefix}.{name}"] = value
-        for name, parameter in module.named_parameters():
-            buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{prefix}.{name}"] = buffer
+    for number, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if value is not None:  # SGD's buffer before the first step, or without momentum
+                tensors[f"optimizer.{number}.{name}"] = value
     return tensors
 
 
 def restore_state(
-    tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizer: torch.optim.SGD
+    tensors: dict[str, Tensor], modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> None:
     """Put back what `collect_state` returned. Raises CheckpointError when it does not fit."""
     for prefix, module in modules.items():
@@ -121,7 +123,9 @@ def restore_state(
             module.load_state_dict(own)
         except RuntimeError as error:
             raise CheckpointError(str(error)) from error
-        for name, parameter in module.named_parameters():
-            buffer = tensors.get(f"momentum.{prefix}.{name}")
-            if buffer is not None:
-                optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, own_name = name.split(".")
+            values.setdefault(int(number), {})[own_name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": values})

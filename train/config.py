@@ -19,16 +19,23 @@ class TrainConfig:
     positive: Literal["none", "synthetic", "real"] = _help(
         "Third view: none, a synthetic positive, or a view of the anchor (the control).", "none"
     )
-    arch: Literal["resnet18", "resnet50", "resnet-tiny"] = _help("Backbone.", "resnet18")
-    stem: Literal["cifar", "stl", "imagenet"] = _help("First layers of the backbone.", "cifar")
+    arch: str = _help("Backbone: resnet18, resnet50, resnet-tiny or timm:NAME.", "resnet18")
+    stem: Literal["cifar", "stl", "imagenet"] = _help(
+        "First layers of a ResNet; imagenet keeps the network's own, as timm:NAME needs.", "cifar"
+    )
     hidden: int = _help("Width of the projector's hidden layer.", 4096)
     dim: int = _help("Width of the projector's output.", 256)
     epochs: int = _help("Passes over the set.", 1000)
     batch: int = _help("Anchors a step, over all ranks.", 1024)
+    optimizer: Literal["sgd", "lars", "adamw"] = _help("Optimiser; lars needs clsp[timm].", "sgd")
     lr: float = _help("Learning rate after the warm-up.", 0.5)
     lr_warmup: int = _help("Epochs from 1e-3 up to the learning rate.", 10)
-    momentum: float = _help("SGD's momentum.", 0.9)
-    weight_decay: float = _help("Weight decay of all parameters.", 1e-4)
+    schedule: Literal["epoch", "step"] = _help("How often the learning rate changes.", "epoch")
+    momentum: float = _help("SGD's and LARS's momentum.", 0.9)
+    weight_decay: float = _help("Weight decay.", 1e-4)
+    decay_all: bool = _help("Decay biases and the weights of norms too.", True)
+    lars_trust: float = _help("LARS: trust coefficient.", 0.001)
+    lars_clip: bool = _help("LARS: never raise a layer's rate above the learning rate.", False)
     temperature: float = _help("Temperature of the contrastive loss.", 0.2)
     lambda_: float = _help("Weight of the positive term.", 1.0)
     lambda_warmup: int = _help("Epochs over which lambda grows from 0.", 0)
@@ -74,11 +81,13 @@ class TrainConfig:
             raise ValueError(f"queue {self.queue} is not a multiple of batch {self.batch}")
 
 
-def learning_rate(config: TrainConfig, epoch: int) -> float:
-    """Return the rate of a whole epoch: linear from 1e-3 to `lr`, then half a cosine to 0.
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """Return the rate at a moment in epochs: linear from 1e-3 to `lr`, then half a cosine to 0.
 
-    The base rate is reached at epoch `lr_warmup` - 1; 0 would be at epoch `epochs`.
+    The base rate is reached at epoch `lr_warmup` - 1; 0 would be at epoch `epochs`. By the schedule
+    "epoch" a whole epoch has the rate of its first moment.
     """
+    epoch = int(epoch) if config.schedule == "epoch" else epoch
     last = config.lr_warmup - 1
     if epoch < last:
         return 1e-3 + (config.lr - 1e-3) * epoch / last

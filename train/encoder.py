@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,20 +20,24 @@ from .config import TrainConfig
 
 FEATURES = {"resnet18": 512, "resnet50": 2048, "resnet-tiny": 64}  # F of each backbone
 _STEMS = ("cifar", "stl", "imagenet")
+_TIMM = "timm:"
 
 
-def build_backbone(arch: str, stem: str) -> nn.Module:
-    """Return a torchvision ResNet without its classifier: (B, 3, H, W) -> features (B, F).
+def build_backbone(arch: str, stem: str, image_size: int | None = None) -> nn.Module:
+    """Return a network without its classifier, randomly initialised: (B, 3, H, W) -> (B, F).
 
-    arch: one of FEATURES; "resnet-tiny" is for 8x8 images and has two stages of one basic block, of
-    16 and 64 channels.
-    stem: "imagenet" is torchvision's; "stl" has a 3x3 convolution of stride 1 and keeps the
-    max-pooling; "cifar" has that convolution and no pooling.
+    arch: a torchvision ResNet, one of FEATURES, or "timm:NAME"; "resnet-tiny" is for 8x8 images and
+    has two stages of one basic block, of 16 and 64 channels.
+    stem: "imagenet" is the network's own; of a ResNet, "stl" has a 3x3 convolution of stride 1 and
+    keeps the max-pooling; "cifar" has that convolution and no pooling.
+    image_size: pixels a side, for the networks of timm that are built for one size.
     """
     if stem not in _STEMS:
         raise ValueError(f"stem {stem!r} is none of {', '.join(_STEMS)}")
+    if arch.startswith(_TIMM):
+        return _timm(arch.removeprefix(_TIMM), stem, image_size)
     if arch not in FEATURES:
-        raise ValueError(f"arch {arch!r} is none of {', '.join(FEATURES)}")
+        raise ValueError(f"arch {arch!r} is none of {', '.join(FEATURES)} and {_TIMM}NAME")
     if arch == "resnet-tiny":
         return _tiny()
     model: nn.Module = getattr(torchvision.models, arch)(weights=None)
@@ -43,6 +48,28 @@ def build_backbone(arch: str, stem: str) -> nn.Module:
     if stem == "cifar":
         model.maxpool = nn.Identity()
     return model
+
+
+def _timm(name: str, stem: str, image_size: int | None) -> nn.Module:
+    if stem != "imagenet":
+        raise ValueError(f"stem {stem!r} is for ResNets; {_TIMM}{name} needs stem imagenet")
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"{_TIMM}{name} is timm's: pip install 'clsp[timm]'") from error
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    sized = timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size
+    more = {"img_size": image_size} if sized and image_size else {}
+    model: nn.Module = timm.create_model(name, num_classes=0, **more)
+    return model
+
+
+def feature_dim(arch: str, backbone: nn.Module) -> int:
+    """Return F, the width of a backbone's features."""
+    return FEATURES.get(arch) or int(backbone.head_hidden_size)  # type: ignore[arg-type]
 
 
 def _tiny() -> nn.Module:
@@ -65,12 +92,12 @@ class ProjectedEncoder(nn.Module):
     All views go through in one call, because a distributed wrapper wants one forward a step.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, image_size: int | None = None) -> None:
         super().__init__()
-        self.backbone = build_backbone(config.arch, config.stem)
+        self.backbone = build_backbone(config.arch, config.stem, image_size)
         self.split = config.bn_mode == "split"
         self.projector = nn.Sequential(
-            nn.Linear(FEATURES[config.arch], config.hidden),
+            nn.Linear(feature_dim(config.arch, self.backbone), config.hidden),
             nn.ReLU(inplace=True),
             nn.Linear(config.hidden, config.dim),
         )
@@ -94,7 +121,7 @@ class Encoder(nn.Module):
         self.mean = tuple(self.config["mean"])
         self.std = tuple(self.config["std"])
         self.image_size = int(about["image_size"])
-        self.feature_dim = FEATURES[about["arch"]]
+        self.feature_dim = int(about["feature_dim"])
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.backbone(images)
@@ -111,7 +138,7 @@ def export_encoder(folder: Path, backbone: nn.Module, config: TrainConfig, image
         "format": "clsp-encoder",
         "arch": config.arch,
         "stem": config.stem,
-        "feature_dim": FEATURES[config.arch],
+        "feature_dim": feature_dim(config.arch, backbone),
         "image_size": image_size,
         "config": asdict(config),
     }
@@ -133,7 +160,7 @@ def load_encoder(path: str | Path) -> Encoder:
             raise ValueError(f"{folder} is no exported encoder: {file.name} is missing")
     try:
         about = json.loads((folder / "encoder.json").read_text())
-        backbone = build_backbone(about["arch"], about["stem"])
+        backbone = build_backbone(about["arch"], about["stem"], about["image_size"])
         backbone.load_state_dict(load_file(weights))
         encoder = Encoder(backbone, about, file_sha256(weights))
     except (ValueError, KeyError, RuntimeError) as error:

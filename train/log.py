@@ -116,7 +116,7 @@ class TrainingLog:
         row = {name: float(value.detach()) for name, value in terms.items()}
         row |= {
             "lambda": positive_weight(self.config, epoch),
-            "lr": learning_rate(self.config, int(epoch)),
+            "lr": learning_rate(self.config, epoch),
             "embedding_std": embedding_std(z),
             "tuples_per_second": speed,
         }

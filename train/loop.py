@@ -31,6 +31,7 @@ from .gather import gather
 from .log import TrainingLog
 from .objectives import make_objective
 from .objectives.positive import positive_term
+from .optimizers import build_optimizer
 from .tuples import TupleBatches, Tuples, decoded_set, load_tuples
 from .views import DRAWS, draw_parameters, make_view
 
@@ -67,7 +68,7 @@ def train(
     total = config.epochs * batches.per_epoch
 
     torch.manual_seed(config.seed)
-    encoder = ProjectedEncoder(config)
+    encoder = ProjectedEncoder(config, shards.manifest.image_size)
     if device.type == "cuda" and world > 1:  # there is no such thing for CPUs
         encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
     objective = make_objective(config, encoder)
@@ -76,12 +77,7 @@ def train(
         module.to(device)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     encoder.to(memory_format=layout)
-    optimizer = torch.optim.SGD(
-        encoder.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+    optimizer = build_optimizer(config, encoder)
     start = _resume(out / "checkpoints", config, shards, modules, optimizer, accelerator)
     model, prepared = accelerator.prepare(encoder, optimizer)
     log = TrainingLog(
@@ -98,7 +94,7 @@ def train(
         step, epoch = item.step, item.step / batches.per_epoch
         torch.manual_seed(hash_key(f"{config.seed}/{step}/{rank}"))
         for group in prepared.param_groups:
-            group["lr"] = learning_rate(config, int(epoch))
+            group["lr"] = learning_rate(config, epoch)
         views = [
             view.contiguous(memory_format=layout)
             for view in make_views(item, config, int(epoch), device)
@@ -153,7 +149,7 @@ def _resume(
     config: TrainConfig,
     shards: ShardSet,
     modules: dict[str, nn.Module],
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> int:
     """Put the newest checkpoint's state back; return the steps done."""

@@ -60,6 +60,16 @@ def test_the_learning_rate_is_the_references() -> None:
     assert all(a > b for a, b in pairwise(rates[9:]))
 
 
+def test_the_schedule_says_how_often_the_rate_changes() -> None:
+    by_epoch, by_step = (TrainConfig(epochs=20, schedule=name) for name in ("epoch", "step"))
+    for epoch in (0, 4, 9, 15):
+        assert learning_rate(by_epoch, epoch + 0.9) == learning_rate(by_epoch, epoch)
+        assert learning_rate(by_step, epoch) == learning_rate(by_epoch, epoch)
+        between = sorted(learning_rate(by_step, epoch + part) for part in (0, 0.5, 1))
+        assert between[1] == learning_rate(by_step, epoch + 0.5)
+        assert between[0] < between[1] < between[2]
+
+
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_without_a_warm_up_training_starts_at_the_full_rate(warmup: int) -> None:
     assert learning_rate(TrainConfig(lr=0.5, lr_warmup=warmup), 0) == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,38 @@ def test_an_export_opens_with_the_same_features(arch: str, tmp_path: Path) -> No
     assert (encoder.mean, encoder.std) == (config.mean, config.std)
     assert (encoder.image_size, encoder.feature_dim) == (16, FEATURES[arch])
     assert not encoder.training
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_a_timm_network_is_built_for_the_sets_images(name: str, tmp_path: Path) -> None:
+    """One that is built for 160 pixels, and one for any size; both export and open."""
+    config = TrainConfig(arch=f"timm:{name}", stem="imagenet", hidden=32, dim=8)
+    model = ProjectedEncoder(config, image_size=32)
+    x = torch.randn(2, 3, 32, 32)
+    assert model([x, x])[0].shape == (2, 8)
+    export_encoder(tmp_path, model.backbone, config, image_size=32)
+    encoder = load_encoder(tmp_path)
+    assert torch.equal(encoder(x), model.backbone.eval()(x))
+    assert encoder.feature_dim == encoder(x).shape[1]
+
+
+@pytest.mark.parametrize(
+    ("arch", "stem", "message"),
+    [
+        ("resnet19", "cifar", "'resnet19' is none of resnet18"),
+        ("timm:test_vit", "cifar", "needs stem imagenet"),
+        ("timm:resnet_18", "imagenet", "no model 'resnet_18'; did you mean 'resnet18'"),
+    ],
+)
+def test_an_unknown_network_is_refused(arch: str, stem: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_backbone(arch, stem)
+
+
+def test_the_extra_is_named_where_timm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # as Python marks a module that is not there
+    with pytest.raises(ValueError, match=r"pip install 'clsp\[timm\]'"):
+        build_backbone("timm:test_vit", "imagenet")
 
 
 def test_a_state_dict_fits_torchvisions_resnet(tmp_path: Path) -> None:
