@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Manifest:
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
         return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The set's id, in hex."""
         return hashlib.sha256(self.to_json()).hexdigest()

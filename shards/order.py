@@ -56,27 +56,34 @@ def _permutation(n: int, salt: U64) -> I64:
     return np.argsort(mix64(np.arange(n, dtype=np.uint64) ^ salt), kind="stable")
 
 
+def shard_order(seed: int, epoch: int, shards: int) -> I64:
+    """Return in which order an epoch takes the shards: a permutation of 0..S-1, (S,) int64."""
+    return _permutation(shards, _salt(seed, epoch, "shards"))
+
+
 def epoch_order(seed: int, epoch: int, shard_sizes: Sequence[int], block: int = 1 << 18) -> I64:
     """Return the order of an epoch: a permutation of 0..N-1, (N,) int64.
 
     Whole shards are permuted and grouped into blocks of at least `block` samples, and samples
     shuffled inside each block. So a set of up to `block` samples is shuffled as a whole, and a
-    larger one can be streamed shard by shard.
+    larger one can be streamed shard by shard. Blocks of epoch 0 grow from one shard, each as large
+    as all before it, so that the first batch of a set read from afar waits for one shard only.
     """
     sizes = np.asarray(shard_sizes, np.int64)
     starts = np.cumsum(sizes) - sizes
     order: list[I64] = []
     pending: list[I64] = []
-    count = 0
-    shards = _permutation(len(sizes), _salt(seed, epoch, "shards"))
+    count = done = 0
+    shards = shard_order(seed, epoch, len(sizes))
     for position, shard in enumerate(shards):
         pending.append(np.arange(starts[shard], starts[shard] + sizes[shard]))
         count += int(sizes[shard])
-        if count >= block or position == len(shards) - 1:
+        if count >= (block if epoch else min(block, done)) or position == len(shards) - 1:
             samples = np.concatenate(pending)
             # Hashing the sample's own number: the shuffle does not depend on the block's number.
             hashes = mix64(samples.astype(np.uint64) ^ _salt(seed, epoch, "samples"))
             order.append(samples[np.argsort(hashes, kind="stable")])
+            done += count
             pending, count = [], 0
     return np.concatenate(order)
 

@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import os
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .check import ShardError, check_tar, index_bytes, read_index
+from .check import BLOCK, ShardError, check_tar, index_bytes, read_index
 from .images import decode_image
 from .manifest import Manifest, ShardFile, file_sha256
+from .order import hash_key
 from .record import Record, check_hashes, fields, from_members, split_name
+
+# What a reader keeps, whatever the set's size: indexes of about twice an epoch's block of shuffled
+# samples, and far fewer open files than a process may have.
+_MOST_INDEXED, _MOST_OPEN = 1 << 19, 256
+_MOST_INDEX_ENTRY = 256  # bytes of one member in an index: extension, offset, size and name
 
 
 class ShardSet:
     """An opened shard set: record i is found by its number, shard by shard in manifest order.
 
-    Make one with `store.open_set`, which checks that it is all there. It can be pickled and
-    forked: file descriptors are opened by the process that reads.
+    Make one with `store.open_set`, which checks that it is all there. A shard's index is read when
+    a record of it is first asked for, so opening costs no more than the manifest. It can be
+    pickled, forked and read by many threads.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.shard_sizes = tuple(shard.samples for shard in manifest.shards)
-        self._descriptors: dict[tuple[int, int], int] = {}  # (process, shard) -> descriptor
+        self._starts = [0, *accumulate(self.shard_sizes)]
+        names = fields(manifest.positives, manifest.image_format, manifest.anchors)
+        self._fields = tuple(name.partition(".")[0] for name in names)
+        self._position = {name: number for number, name in enumerate(self._fields)}
+        self._forget()
+
+    def _forget(self) -> None:
+        indexes = max(1, _MOST_INDEXED * len(self.shard_sizes) // max(1, len(self)))
+        self._index = lru_cache(indexes)(self._read_index)
+        self._file = lru_cache(_MOST_OPEN)(self._open_file)
 
     def __len__(self) -> int:
         return self.manifest.samples
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_descriptors": {}}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None, "_file": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     @property
     def id(self) -> str:
@@ -43,38 +67,6 @@ class ShardSet:
         """K, the number of positives of each record."""
         return self.manifest.positives
 
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *self.shard_sizes])
-
-    @cached_property
-    def _fields(self) -> tuple[str, ...]:
-        manifest = self.manifest
-        names = fields(manifest.positives, manifest.image_format, manifest.anchors)
-        return tuple(name.partition(".")[0] for name in names)
-
-    @cached_property
-    def _index(self) -> tuple[list[str], np.ndarray]:
-        """Keys (N,), and offset and size of every member, (N, members, 2) int64."""
-        keys: list[str] = []
-        places = np.empty((len(self), len(self._fields), 2), np.int64)
-        for shard in self.manifest.shards:
-            path = self.index_path(shard)
-            records = read_index(path)
-            if len(records) != shard.samples:
-                raise ShardError(
-                    f"index {path.name}: {len(records)} records, the manifest says {shard.samples}"
-                )
-            for record in records:
-                if len(record) != len(self._fields):
-                    raise ShardError(
-                        f"index {path.name}: record {len(keys)} has {len(record)} members, "
-                        f"expected {len(self._fields)}"
-                    )
-                places[len(keys)] = [(member.offset, member.size) for member in record]
-                keys.append(split_name(record[0].name)[0])
-        return keys, places
-
     def shard_path(self, shard: ShardFile) -> Path:
         """Return the path of a shard's tar."""
         return self.folder / shard.name
@@ -83,14 +75,19 @@ class ShardSet:
         """Return the path of a shard's index."""
         return self.shard_path(shard).with_suffix(".idx")
 
+    def shard_keys(self, number: int) -> list[str]:
+        """Return the keys of the records of shard `number`, in order."""
+        return self._index(number)[0]
+
     @property
     def keys(self) -> list[str]:
-        """The key of every record, in order."""
-        return self._index[0]
+        """The key of every record, in order; of a large set, ask for `key` or `shard_keys`."""
+        return [key for number in range(len(self.shard_sizes)) for key in self.shard_keys(number)]
 
     def key(self, index: int) -> str:
         """Return the key of record `index`."""
-        return self.keys[index]
+        number, row = self._place(index)
+        return self._index(number)[0][row]
 
     def read(self, index: int, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
         """Return the content of a record's fields: "anchor", "p0" ..., "json"; all by default.
@@ -98,20 +95,20 @@ class ShardSet:
         Raises ShardError when the shard ends before the record does, IndexError and KeyError for
         a record or field that the set has not.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of a set of {len(self)}")
-        number, shard = self._shard(index)
-        descriptor = self._descriptor(number)
+        number, row = self._place(index)
+        places = self._index(number)[1]
+        descriptor = self._file(number).descriptor
         contents: dict[str, bytes] = {}
         for name in self._fields if wanted is None else wanted:
-            if name not in self._fields:
+            if name not in self._position:
                 raise KeyError(f"field {name!r}; a record of this set has {self._fields}")
-            offset, size = map(int, self._index[1][index, self._fields.index(name)])
-            contents[name] = os.pread(descriptor, size, offset)
-            if len(contents[name]) != size:
+            at = 2 * (row * len(self._fields) + self._position[name])
+            offset, size = places[at], places[at + 1]
+            data = contents[name] = os.pread(descriptor, size, offset)
+            if len(data) != size:
                 raise ShardError(
-                    f"shard {shard.name}, byte {offset}: expected {size} "
-                    f"bytes of {self.key(index)}.{name}, found {len(contents[name])}"
+                    f"shard {self.manifest.shards[number].name}, byte {offset}: expected {size} "
+                    f"bytes of {self.key(index)}.{name}, found {len(data)}"
                 )
         return contents
 
@@ -124,7 +121,7 @@ class ShardSet:
         try:
             return from_members(self.key(index), contents, self.manifest.image_format)
         except ValueError as error:
-            raise ShardError(f"shard {self._shard(index)[1].name}: {error}") from error
+            raise ShardError(f"shard {self._shard(index).name}: {error}") from error
 
     def pixels(self, index: int, wanted: Sequence[str]) -> np.ndarray:
         """Decode some images of a record, each compared with its hash; (V, H, W, 3) uint8.
@@ -132,7 +129,7 @@ class ShardSet:
         wanted: V of "anchor", "p0", "p1" ... Raises ShardError naming the shard and the record.
         """
         contents = self.read(index, [*wanted, "json"])
-        place = f"shard {self._shard(index)[1].name}, record {self.key(index)}"
+        place = f"shard {self._shard(index).name}, record {self.key(index)}"
         side = self.manifest.image_size
         try:
             check_hashes(contents)
@@ -153,12 +150,19 @@ class ShardSet:
         deep: also walk every tar, compare every image with its record's hash, and decode it.
         Raises ShardError at the first difference, naming shard, place, expected and found.
         """
-        for shard in self.manifest.shards:
+        for number, shard in enumerate(self.manifest.shards):
             self._verify_file(self.shard_path(shard), shard.sha256, shard.bytes)
             self._verify_file(self.index_path(shard), shard.idx_sha256, None)
             if deep:
-                self._verify_content(shard)
-        if len(set(self.keys)) != len(self):
+                self._verify_content(number)
+        self._verify_keys()
+
+    def _verify_keys(self) -> None:
+        hashes = np.empty(len(self), np.uint64)  # 8 bytes a record: text would take ten times that
+        for number, start in enumerate(self._starts[:-1]):
+            keys = self.shard_keys(number)
+            hashes[start : start + len(keys)] = [hash_key(key) for key in keys]
+        if len(np.unique(hashes)) != len(self):
             raise ShardError(f"{self.folder}: {len(self)} records have fewer different keys")
 
     def _verify_file(self, path: Path, sha256: str, size: int | None) -> None:
@@ -169,22 +173,62 @@ class ShardSet:
         if found != sha256:
             raise ShardError(f"{path.name}: its sha256 is {found}, the manifest says {sha256}")
 
-    def _verify_content(self, shard: ShardFile) -> None:
-        manifest, path = self.manifest, self.shard_path(shard)
+    def _verify_content(self, number: int) -> None:
+        manifest, shard = self.manifest, self.manifest.shards[number]
+        path = self.shard_path(shard)
         members = check_tar(path, manifest.positives, manifest.image_format, manifest.anchors)
         if index_bytes(members) != self.index_path(shard).read_bytes():
             raise ShardError(f"shard {path.name}: its index does not describe it")
-        start = int(self._starts[manifest.shards.index(shard)])
-        for index in range(start, start + shard.samples):
+        for index in range(self._starts[number], self._starts[number + 1]):
             self.pixels(index, self._fields[:-1])
 
-    def _shard(self, index: int) -> tuple[int, ShardFile]:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return number, self.manifest.shards[number]
+    def _place(self, index: int) -> tuple[int, int]:
+        """Return in which shard record `index` is, and which of that shard's records it is."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of a set of {len(self)}")
+        number = bisect_right(self._starts, index) - 1
+        return number, index - self._starts[number]
 
-    def _descriptor(self, number: int) -> int:
-        place = (os.getpid(), number)
-        if place not in self._descriptors:
-            path = self.shard_path(self.manifest.shards[number])
-            self._descriptors[place] = os.open(path, os.O_RDONLY)
-        return self._descriptors[place]
+    def _shard(self, index: int) -> ShardFile:
+        return self.manifest.shards[self._place(index)[0]]
+
+    def _read_index(self, number: int) -> tuple[list[str], array[int]]:
+        """Return a shard's keys, and offset and size of every member, record by record."""
+        shard = self.manifest.shards[number]
+        path = self.index_path(shard)
+        if path.stat().st_size > shard.bytes // BLOCK * _MOST_INDEX_ENTRY:
+            raise ShardError(f"index {path.name}: it is larger than any index of its shard can be")
+        records = read_index(path)
+        if len(records) != shard.samples:
+            raise ShardError(
+                f"index {path.name}: {len(records)} records, the manifest says {shard.samples}"
+            )
+        places = array("q")
+        for row, record in enumerate(records):
+            if len(record) != len(self._fields):
+                raise ShardError(
+                    f"index {path.name}: record {row} has {len(record)} members, "
+                    f"expected {len(self._fields)}"
+                )
+            for name, offset, size in record:
+                if offset < 0 or size < 0 or offset + size > shard.bytes:
+                    raise ShardError(
+                        f"index {path.name}: {name} has {size} bytes from byte {offset}, but the "
+                        f"shard has {shard.bytes}"
+                    )
+                places.extend((offset, size))
+        return [split_name(record[0].name)[0] for record in records], places
+
+    def _open_file(self, number: int) -> _OpenFile:
+        return _OpenFile(self.shard_path(self.manifest.shards[number]))
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody reads from it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)

@@ -60,7 +60,6 @@ class TupleBatches(Dataset[Tuples]):
             raise ShardError(f"{shards.folder} carries no anchors; training needs them")
         self.shards, self.batch, self.seed, self.positive = shards, batch, seed, positive
         self.pixels, self.rank, self.world = pixels, rank, world
-        self.keys = np.array([hash_key(key) for key in shards.keys], np.uint64)
         self.per_epoch = steps_per_epoch(len(shards), batch)
         self._epoch = -1
 
@@ -70,7 +69,9 @@ class TupleBatches(Dataset[Tuples]):
             self._order = epoch_order(self.seed, epoch, self.shards.shard_sizes)
             self._epoch = epoch
         rows = batch_indices(self._order, position, self.batch, self.rank, self.world)
-        keys = self.keys[rows]
+        # Asked for row by row: all keys of a huge set would not fit, and each shard that is read
+        # from afar would have to be there.
+        keys = np.array([hash_key(self.shards.key(row)) for row in rows.tolist()], np.uint64)
         draw = uniforms(self.seed, epoch, keys, "positive", 1)[:, 0]
         slots = 1 + (draw * self.shards.positives).astype(np.int64)
         images = self._read(rows, slots)

@@ -13,12 +13,13 @@ from clsp.shards.order import (
     epoch_order,
     hash_key,
     mix64,
+    shard_order,
     steps_per_epoch,
     uniforms,
 )
 
 SAMPLES = [*range(1, 201), 1003, 10007]
-GOLDEN_ORDER = [6, 1, 2, 0, 8, 9, 5, 4, 7, 3]
+GOLDEN_ORDERS = [[1, 2, 0, 3, 6, 8, 9, 5, 4, 7], [4, 3, 6, 9, 0, 5, 8, 7, 1, 2]]
 GOLDEN_HASH = 146600087390296774
 GOLDEN_UNIFORMS = [[0.21894071268460458, 0.8233931282437041, 0.798499710517272]]
 WORLDS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
@@ -86,11 +87,22 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 
 def test_large_sets_are_shuffled_in_blocks_of_whole_shards() -> None:
-    order = epoch_order(0, 0, [10] * 30, block=50)
+    order = epoch_order(0, 1, [10] * 30, block=50)
     for start in range(0, 300, 50):
         block = order[start : start + 50]
         assert len(set(block // 10)) == 5  # five whole shards
         assert not np.array_equal(block, np.sort(block))
+
+
+def test_blocks_of_the_first_epoch_grow_from_one_shard() -> None:
+    order = epoch_order(0, 0, [10] * 30, block=50)
+    shards = shard_order(0, 0, 30)
+    start = 0
+    for size in (1, 1, 2, 4, 5, 5, 5, 5, 2):  # in shards: the block, until it is large enough
+        block = order[10 * start : 10 * (start + size)]
+        assert set(block // 10) == set(shards[start : start + size])
+        start += size
+    assert start == 30
 
 
 def test_every_place_is_as_likely() -> None:
@@ -103,7 +115,7 @@ def test_every_place_is_as_likely() -> None:
 
 def test_the_order_is_fixed_for_all_time() -> None:
     """Golden values: a change would break every run that is to be resumed."""
-    assert epoch_order(0, 0, [4, 6]).tolist() == GOLDEN_ORDER
+    assert [epoch_order(0, epoch, [4, 6]).tolist() for epoch in (0, 1)] == GOLDEN_ORDERS
     assert hash_key("digits-00000") == GOLDEN_HASH
     drawn = uniforms(1, 2, np.array([GOLDEN_HASH], np.uint64), "view0", 3)
     np.testing.assert_allclose(drawn, GOLDEN_UNIFORMS, rtol=1e-15)
