@@ -91,14 +91,11 @@ def train(
         pin_memory=device.type == "cuda",
     )
     for item in loader:
-        step, epoch = item.step, item.step / batches.per_epoch
+        step, epoch = item.step, item.epoch
         torch.manual_seed(hash_key(f"{config.seed}/{step}/{rank}"))
         for group in prepared.param_groups:
             group["lr"] = learning_rate(config, epoch)
-        views = [
-            view.contiguous(memory_format=layout)
-            for view in make_views(item, config, int(epoch), device)
-        ]
+        views = [view.contiguous(memory_format=layout) for view in make_views(item, config, device)]
         with accelerator.autocast():
             targets = [gather(target) for target in objective.targets(views[:2])]
         z = [gather(part) for part in model(views)]  # each (batch, dim)
@@ -125,7 +122,7 @@ def train(
     return out / "encoder"
 
 
-def make_views(item: Tuples, config: TrainConfig, epoch: int, device: torch.device) -> list[Tensor]:
+def make_views(item: Tuples, config: TrainConfig, device: torch.device) -> list[Tensor]:
     """Return the views of a batch: two of the anchors and, if the config has one, the third.
 
     Each (b, 3, S, S) float32 on `device`, augmented alike, every draw a function of (seed, epoch,
@@ -139,7 +136,7 @@ def make_views(item: Tuples, config: TrainConfig, epoch: int, device: torch.devi
         images.append(item.positive.to(device, non_blocking=True))
     views = []
     for number, image in enumerate(images):
-        draws = uniforms(config.seed, epoch, item.keys, f"view{number}", DRAWS)
+        draws = uniforms(config.seed, int(item.epoch), item.keys, f"view{number}", DRAWS)
         views.append(make_view(image, draw_parameters(config, draws, image.shape[-1]), config))
     return views
 

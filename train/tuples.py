@@ -25,13 +25,15 @@ class Tuples(NamedTuple):
     """One rank's part of a global batch, on the CPU.
 
     anchor, positive: (b, 3, S, S) uint8; positive is None when none is asked for; keys: (b,)
-    uint64 hashes of the records' keys; step: the global batch's number since the start.
+    uint64 hashes of the records' keys; step: the global batch's number since the start; epoch: the
+    moment in epochs, whose whole part is the epoch's number.
     """
 
     anchor: Tensor
     positive: Tensor | None
     keys: U64
     step: int
+    epoch: float
 
 
 class TupleBatches(Dataset[Tuples]):
@@ -51,20 +53,25 @@ class TupleBatches(Dataset[Tuples]):
         pixels: np.ndarray | None = None,
         rank: int = 0,
         world: int = 1,
+        first_step: int = 0,
+        first_epoch: int = 0,
     ) -> None:
         """pixels: the set decoded, as `decoded_set` gives it; without it images are decoded here.
 
+        first_step, first_epoch: how much was trained on an earlier, smaller state of the set.
         Raises ShardError for a set without anchors.
         """
         if not shards.manifest.anchors:
             raise ShardError(f"{shards.folder} carries no anchors; training needs them")
         self.shards, self.batch, self.seed, self.positive = shards, batch, seed, positive
         self.pixels, self.rank, self.world = pixels, rank, world
+        self.first_step, self.first_epoch = first_step, first_epoch
         self.per_epoch = steps_per_epoch(len(shards), batch)
         self._epoch = -1
 
     def __getitem__(self, step: int) -> Tuples:
-        epoch, position = divmod(step, self.per_epoch)
+        epoch, position = divmod(step - self.first_step, self.per_epoch)
+        epoch += self.first_epoch
         if epoch != self._epoch:
             self._order = epoch_order(self.seed, epoch, self.shards.shard_sizes)
             self._epoch = epoch
@@ -76,7 +83,9 @@ class TupleBatches(Dataset[Tuples]):
         slots = 1 + (draw * self.shards.positives).astype(np.int64)
         images = self._read(rows, slots)
         anchor, *rest = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in images)
-        return Tuples(anchor, rest[0] if rest else None, keys, step)
+        return Tuples(
+            anchor, rest[0] if rest else None, keys, step, epoch + position / self.per_epoch
+        )
 
     def _read(self, rows: np.ndarray, slots: np.ndarray) -> list[np.ndarray]:
         """Anchors and, where asked for, positives number slots - 1: (b, S, S, 3) each."""

@@ -90,7 +90,7 @@ def test_the_first_steps_loss_is_what_its_parts_say(digit_set: ShardSet, tmp_pat
     train(replace(TINY, epochs=1, lambda_=0.7), digit_set.folder, tmp_path, cache=tmp_path)
     item = TupleBatches(digit_set, 8, seed=0, positive=True)[0]
     torch.manual_seed(0)
-    z = ProjectedEncoder(TINY)(make_views(item, TINY, 0, torch.device("cpu")))
+    z = ProjectedEncoder(TINY)(make_views(item, TINY, torch.device("cpu")))
     loss = nt_xent(z[0], z[1], 0.2) + 0.7 * positive_term(z[0], z[2])
     assert rows(tmp_path)[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
@@ -207,10 +207,10 @@ def test_the_controls_third_view_is_another_view_of_the_anchor(
     config = replace(TINY, positive="real", crop_min=1.0, jitter_p=0, grey_p=0, flip_p=0)
     plain = replace(config, positive="none")
     item = TupleBatches(digit_set, 8, seed=0, positive=False)[0]
-    views = make_views(item, config, 0, torch.device("cpu"))
-    assert [len(v) for v in (views, make_views(item, plain, 0, torch.device("cpu")))] == [3, 2]
+    views = make_views(item, config, torch.device("cpu"))
+    assert [len(v) for v in (views, make_views(item, plain, torch.device("cpu")))] == [3, 2]
     torch.testing.assert_close(views[2], views[0])  # nothing is drawn in this config
-    views = make_views(item, replace(config, crop_min=0.1), 0, torch.device("cpu"))
+    views = make_views(item, replace(config, crop_min=0.1), torch.device("cpu"))
     assert not torch.allclose(views[2], views[0])
 
 
