@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .hardness import parse_range
+
 
 def _help(text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text})
@@ -18,6 +20,12 @@ class TrainConfig:
     method: Literal["simclr", "moco"] = _help("Objective.", "simclr")
     positive: Literal["none", "synthetic", "real"] = _help(
         "Third view: none, a synthetic positive, or a view of the anchor (the control).", "none"
+    )
+    hardness: str = _help(
+        "Draw positives between these quantiles of the set's hardness only, such as 0.2:0.8.", "0:1"
+    )
+    hardness_curriculum: int = _help(
+        "Epochs over which the upper end of --hardness rises: easy positives first.", 0
     )
     arch: str = _help("Backbone: resnet18, resnet50, resnet-tiny or timm:NAME.", "resnet18")
     stem: Literal["cifar", "stl", "imagenet"] = _help(
@@ -77,6 +85,15 @@ class TrainConfig:
         for name, length in (("jitter", 4), ("mean", 3), ("std", 3)):
             if len(getattr(self, name)) != length:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values, expected {length}")
+        if self.hardness_curriculum < 0:
+            raise ValueError(
+                f"hardness_curriculum is {self.hardness_curriculum}, expected 0 or more"
+            )
+        chosen = parse_range(self.hardness) != (0, 1) or self.hardness_curriculum > 0
+        if chosen and self.positive != "synthetic":
+            raise ValueError(
+                f"hardness chooses among synthetic positives, but positive is {self.positive}"
+            )
         if self.method == "moco" and self.queue % self.batch:
             raise ValueError(f"queue {self.queue} is not a multiple of batch {self.batch}")
 

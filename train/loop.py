@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..shards.order import check_batch, hash_key, uniforms
 from ..shards.reader import ShardSet
+from ..shards.scores import load_hardness
 from ..shards.store import open_set
 from .checkpoint import (
     CheckpointError,
@@ -28,6 +29,7 @@ from .checkpoint import (
 from .config import TrainConfig, learning_rate, positive_weight
 from .encoder import ProjectedEncoder, export_encoder
 from .gather import gather
+from .hardness import HardnessRange, parse_range
 from .log import TrainingLog
 from .objectives import make_objective
 from .objectives.positive import positive_term
@@ -62,6 +64,7 @@ def train(
         config.seed,
         positive=config.positive == "synthetic",
         pixels=pixels,
+        hardness=_hardness_range(config, shards),
         rank=rank,
         world=world,
     )
@@ -120,6 +123,14 @@ def train(
     accelerator.wait_for_everyone()
     log.close()  # ends the process group too
     return out / "encoder"
+
+
+def _hardness_range(config: TrainConfig, shards: ShardSet) -> HardnessRange | None:
+    low, high = parse_range(config.hardness)
+    if (low, high) == (0, 1) and not config.hardness_curriculum:
+        return None
+    values, _ = load_hardness(shards)
+    return HardnessRange(values, low, high, config.hardness_curriculum)
 
 
 def make_views(item: Tuples, config: TrainConfig, device: torch.device) -> list[Tensor]:

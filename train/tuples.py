@@ -17,6 +17,7 @@ from ..shards.check import ShardError
 from ..shards.files import temporary_name
 from ..shards.order import U64, batch_indices, epoch_order, hash_key, steps_per_epoch, uniforms
 from ..shards.reader import ShardSet
+from .hardness import HardnessRange
 
 MOST_CACHED = 64 * 2**30  # bytes of decoded pixels
 
@@ -40,7 +41,8 @@ class TupleBatches(Dataset[Tuples]):
     """Item `step` is this rank's slice of global batch `step`, counted over all epochs.
 
     A pure function of (set, seed, batch, step, rank, world): neither workers nor resuming change
-    it. One of the K positives is drawn for each anchor in each epoch.
+    it. One of the K positives is drawn for each anchor in each epoch, among those of a range of
+    hardness when one is given.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class TupleBatches(Dataset[Tuples]):
         *,
         positive: bool,
         pixels: np.ndarray | None = None,
+        hardness: HardnessRange | None = None,
         rank: int = 0,
         world: int = 1,
         first_step: int = 0,
@@ -64,7 +67,7 @@ class TupleBatches(Dataset[Tuples]):
         if not shards.manifest.anchors:
             raise ShardError(f"{shards.folder} carries no anchors; training needs them")
         self.shards, self.batch, self.seed, self.positive = shards, batch, seed, positive
-        self.pixels, self.rank, self.world = pixels, rank, world
+        self.pixels, self.hardness, self.rank, self.world = pixels, hardness, rank, world
         self.first_step, self.first_epoch = first_step, first_epoch
         self.per_epoch = steps_per_epoch(len(shards), batch)
         self._epoch = -1
@@ -80,8 +83,11 @@ class TupleBatches(Dataset[Tuples]):
         # from afar would have to be there.
         keys = np.array([hash_key(self.shards.key(row)) for row in rows.tolist()], np.uint64)
         draw = uniforms(self.seed, epoch, keys, "positive", 1)[:, 0]
-        slots = 1 + (draw * self.shards.positives).astype(np.int64)
-        images = self._read(rows, slots)
+        if self.hardness is None:
+            slots = (draw * self.shards.positives).astype(np.int64)
+        else:
+            slots = self.hardness.choose(rows, draw, epoch)
+        images = self._read(rows, 1 + slots)
         anchor, *rest = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in images)
         return Tuples(
             anchor, rest[0] if rest else None, keys, step, epoch + position / self.per_epoch
