@@ -86,12 +86,39 @@ class _Numbers(click.ParamType[Any]):
             self.fail(f"{value!r} is not {self.number.__name__} values joined by commas")
 
 
+class _Span(click.ParamType[Any]):
+    """`A:B` on the command line, [A, B] in a recipe, a pair in the config.
+
+    single: one number alone is a value too.
+    """
+
+    def __init__(self, number: type, single: bool) -> None:
+        self.number, self.single = number, single
+        self.name = f"{number.__name__}|A:B" if single else "A:B"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        parts = value.split(":") if isinstance(value, str) else value
+        parts = parts if isinstance(parts, list | tuple) else [parts]
+        try:
+            numbers = tuple(self.number(part) for part in parts)
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) == 1 and self.single:
+            return numbers[0]
+        if len(numbers) == 2:
+            return numbers
+        self.fail(f"{value!r} is not {self.name}")
+
+
 def config_options(config: type) -> Callable[[Command], Command]:
     """Add one click option for each field of a config dataclass.
 
     The dataclass owns names, defaults and help (`field(metadata={"help": ...})`). A field without
-    a default is a required option; `Literal` types become choices, booleans `--x/--no-x`. A
-    trailing underscore in a field's name (a Python keyword) is dropped in the option's.
+    a default is a required option; `Literal` types become choices, booleans `--x/--no-x`, a tuple
+    of any length `A,B,C`, a pair `A:B`, and a number or a pair of them either. A trailing
+    underscore in a field's name (a Python keyword) is dropped in the option's.
     """
     types = typing.get_type_hints(config)
 
@@ -108,6 +135,9 @@ def config_options(config: type) -> Callable[[Command], Command]:
             arguments = typing.get_args(hint)
             if typing.get_origin(hint) is typing.Literal:
                 settings["type"] = click.Choice(list(arguments))
+            elif pair := _pair(hint):
+                number = typing.get_args(pair)[0]
+                settings["type"] = _Span(number, pair is not hint and number in arguments)
             elif typing.get_origin(hint) is tuple:
                 settings["type"] = _Numbers(arguments[0])
                 if not required:
@@ -119,6 +149,15 @@ def config_options(config: type) -> Callable[[Command], Command]:
         return command
 
     return add
+
+
+def _pair(hint: Any) -> Any:
+    """Return the type of a pair, `tuple[N, N]`, that `hint` is or has among its choices."""
+    for option in (hint, *typing.get_args(hint)):
+        arguments = typing.get_args(option)
+        if typing.get_origin(option) is tuple and len(arguments) == 2 and arguments[1] is not ...:
+            return option
+    return None
 
 
 def build_config(config: type[Config], values: dict[str, Any]) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ def generate(
     Raises ValueError (bad images, model or folder), OSError (disk), JobError (a worker failed).
     """
     from ..shards.images import open_images
+    from .bottleneck import find_site
     from .diffusion import open_model
     from .engines.local import run_local
     from .engines.ranks import launched_ranks, run_rank
@@ -75,6 +77,10 @@ def generate(
 
     source = open_images(images, download=download)
     opened = open_model(model)
+    opened.check_labels(len(source.classes) if source.classes else None, config.guidance)
+    if config.site == "middle":  # a word for every model; the plan holds the path in this one
+        config = replace(config, site=opened.site)
+    find_site(opened.network, config.site)
     plan = make_plan(config, ModelInfo(opened.sha256, opened.image_size), source)
     rank, world, local_rank = launched_ranks()
     claim_folder(plan, out)

@@ -18,27 +18,52 @@ class GenerateConfig:
     """
 
     positives: int = _help("Positives kept for each anchor (K).", 8)
-    w: float = _help("The random sample's share of the bottleneck; 0 is all anchor.", 0.1)
-    scheduler: Literal["ddim", "ddpm", "dpm-sde"] = _help("Sampler.", "ddim")
+    w: float | tuple[float, float] = _help(
+        "The random sample's share of the bottleneck; 0 is all anchor. A:B is drawn per positive.",
+        0.1,
+    )
+    scheduler: Literal["ddim", "ddpm", "dpm", "dpm-sde", "dpm-single", "unipc", "euler", "heun"] = (
+        _help("Sampler.", "ddim")
+    )
     steps: int = _help("Sampling steps.", 100)
     eta: float = _help("DDIM's noise: 0 is deterministic, 1 as much as DDPM.", 0.1)
-    site: str = _help("Module of the denoiser whose output is mixed.", "mid_block")
+    site: str = _help(
+        "Path of the denoiser's module whose output is mixed; `list` prints those that can be.",
+        "middle",
+    )
+    mix_timesteps: tuple[float, float] | None = _help(
+        "Timesteps A:B at which it is mixed; elsewhere the sample runs alone.  [default: all]", None
+    )
+    guidance: float = _help(
+        "Classifier-free guidance by the anchor's label, for a model that takes labels.", 0.0
+    )
     seed: int = _help("Seed of all noise.", 0)
     batch: int = _help("Anchors a forward pass (in the plan: it can change a last bit).", 64)
     dtype: Literal["float32", "bfloat16"] = _help("Arithmetic of the denoiser.", "float32")
+    channels_last: bool = _help("Let the denoiser keep its images channels last.", False)
     image_format: Literal["png", "webp", "jpeg"] = _help("Format of stored images.", "png")
     shard_size: int = _help("Anchors a shard.", 1000)
 
     def __post_init__(self) -> None:
         if self.positives < 1:
             raise ValueError(f"positives is {self.positives}, expected at least 1 for each anchor")
-        if not 0 <= self.w <= 1:
-            raise ValueError(f"w is {self.w}, expected a share in [0, 1]")
+        low, high = self.w_range
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"w is {self.w}, expected a share in [0, 1], or two in order")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta}, expected a value in [0, 1]")
         for name in ("steps", "batch", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.guidance < 0:
+            raise ValueError(f"guidance is {self.guidance}, expected at least 0")
+        if self.mix_timesteps and not 0 <= self.mix_timesteps[0] <= self.mix_timesteps[1]:
+            raise ValueError(f"mix_timesteps is {self.mix_timesteps}, expected two in order")
+
+    @property
+    def w_range(self) -> tuple[float, float]:
+        """The least and the largest share of the random sample."""
+        return self.w if isinstance(self.w, tuple) else (self.w, self.w)
 
 
 @dataclass(frozen=True)

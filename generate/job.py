@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import diffusers
-import numpy as np
 import PIL
 import torch
 
 from ..shards.files import sweep_temporaries, write_atomic
-from ..shards.images import ImageSource, encode_image, fit_square, open_images
+from ..shards.images import open_images
 from ..shards.manifest import Manifest, Receipt, load_receipt, save_manifest, save_receipt
 from ..shards.preview import preview_png
 from ..shards.reader import ShardSet
-from ..shards.record import Record
 from ..shards.store import open_set
 from ..shards.writer import write_shard
-from .diffusion import DiffusionModel, open_model
-from .noise import KeyedNoise
+from .diffusion import open_model
 from .plan import Plan, hash_keys
-from .sampler import make_scheduler, sample_positives
+from .records import BatchSampler, make_records
 
 # One thread a process: the sums inside a convolution, and with them the last bit of a sample, may
 # depend on the number of threads, and N processes of one thread fill N cores better anyway.
@@ -67,12 +62,15 @@ class Worker:
 
     def __init__(self, job: Job, device: str) -> None:
         torch.set_num_threads(THREADS)
-        dtype = getattr(torch, job.plan.config.dtype)
+        config = job.plan.config
         self.job, self.device = job, torch.device(device)
         self.source = open_images(job.images)
-        self.model = open_model(job.model, device, dtype)
-        if self.model.sha256 != job.plan.model.sha256:
+        model = open_model(
+            job.model, device, getattr(torch, config.dtype), channels_last=config.channels_last
+        )
+        if model.sha256 != job.plan.model.sha256:
             raise ValueError(f"model {job.model} changed since the set was planned")
+        self.sampler = BatchSampler(config, model, self.device, job.model)
 
     def make(self, shard: int, progress: Callable[[int], None] = lambda anchors: None) -> Receipt:
         """Write shard number `shard` and its receipt; `progress` is told of anchors as they end.
@@ -84,9 +82,9 @@ class Worker:
         anchors = plan.anchors(shard)
         if hash_keys(self.source, anchors) != plan.key_hashes[shard]:
             raise ValueError(f"the images of {job.images} changed since the set was planned")
-        records = _records(plan, self.source, self.model, anchors, self.device, progress)
+        records = make_records(self.sampler, self.source, anchors, progress)
         written = write_shard(job.out / plan.shard_name(shard), records, plan.config.positives)
-        receipt = Receipt(written, plan.id, fingerprint(self.device))
+        receipt = Receipt(written, plan.id, fingerprint(self.device) | self.sampler.layout())
         save_receipt(job.receipt_path(shard), receipt)
         return receipt
 
@@ -104,72 +102,6 @@ def fingerprint(device: torch.device) -> dict[str, str]:
         "diffusers": diffusers.__version__,
         "pillow": PIL.__version__,
     }
-
-
-def _records(
-    plan: Plan,
-    source: ImageSource,
-    model: DiffusionModel,
-    anchors: range,
-    device: torch.device,
-    progress: Callable[[int], None],
-) -> Iterator[Record]:
-    for start in range(0, len(anchors), plan.config.batch):
-        batch = anchors[start : start + plan.config.batch]
-        pixels = np.stack([np.asarray(fit_square(source.read(i), model.image_size)) for i in batch])
-        positives = _sample(plan, model, pixels, [source.key(i) for i in batch], device)
-        for index, anchor, samples in zip(batch, pixels, positives, strict=True):
-            yield _record(plan, source, index, anchor, samples)
-        progress(len(batch))
-
-
-def _sample(
-    plan: Plan, model: DiffusionModel, pixels: np.ndarray, keys: list[str], device: torch.device
-) -> np.ndarray:
-    """(B, H, W, 3) uint8 anchors -> (B, K, H, W, 3) uint8 positives."""
-    config = plan.config
-    anchors = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
-    scheduler = make_scheduler(config.scheduler, model.scheduler_config)
-    noise = KeyedNoise(config.seed, keys, tuple(anchors.shape[1:]), device)
-    samples = sample_positives(
-        model.unet,
-        scheduler,
-        anchors,
-        noise,
-        positives=config.positives,
-        w=config.w,
-        steps=config.steps,
-        eta=config.eta,
-        site=config.site,
-    )
-    # Rounded, not truncated: truncation would darken every positive by half a level.
-    levels = ((samples.clamp(-1, 1) + 1) * 127.5).round().byte()
-    images: np.ndarray = levels.permute(0, 1, 3, 4, 2).cpu().numpy()
-    return images
-
-
-def _record(
-    plan: Plan, source: ImageSource, index: int, anchor: np.ndarray, samples: np.ndarray
-) -> Record:
-    config = plan.config
-    meta: dict[str, Any] = {
-        "source": source.path(index),
-        "source_sha256": source.file_sha256(index),
-        "rgb_sha256": hashlib.sha256(anchor.tobytes()).hexdigest(),
-        "w": config.w,
-        "seed": config.seed,
-    }
-    if source.labels is not None:
-        meta["label"] = int(source.labels[index])
-        if source.classes is not None:
-            meta["class"] = source.classes[meta["label"]]
-    return Record(
-        source.key(index),
-        encode_image(anchor, config.image_format),
-        tuple(encode_image(image, config.image_format) for image in samples),
-        meta,
-        config.image_format,
-    )
 
 
 def finalise(job: Job) -> ShardSet:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-INITIAL = -1  # the "step" of x_T
+INITIAL, SHARE = -1, -2  # the "steps" of x_T and of a positive's w
 
 
 class Noise(Protocol):
@@ -62,6 +62,18 @@ class KeyedNoise:
 
     def generators(self, positive: int | None, step: int) -> list[torch.Generator]:
         return [keyed_generator(self.seed, key, positive, step) for key in self.keys]
+
+    def shares(self, positives: int, low: float, high: float) -> Tensor:
+        """Return w of each positive, (B, K), uniform in [low, high] and keyed like the noise."""
+        rows = [
+            [
+                torch.rand((), generator=keyed_generator(self.seed, key, j, SHARE))
+                for j in range(positives)
+            ]
+            for key in self.keys
+        ]
+        shares = torch.tensor(rows, dtype=torch.float32)
+        return (low + (high - low) * shares).to(self.device)
 
     def _draw(self, positive: int | None, step: int) -> Tensor:
         rows = [torch.randn(self.shape, generator=g) for g in self.generators(positive, step)]

@@ -15,8 +15,9 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from clsp.generate.bottleneck import denoise_with, encode_to_site
+from clsp.generate.bottleneck import Denoise, denoise_with, encode_to_site, find_site
 from clsp.generate.convert import timesteps_of, unet_from_reference
+from clsp.generate.families import unet_run
 from clsp.generate.sampler import make_scheduler, sample_positives
 
 DATA = np.load(Path(__file__).parent / "data" / "unet_small.npz")
@@ -66,13 +67,19 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.from_numpy(x_T), torch.from_numpy(anchor.clip(-1, 1)), torch.from_numpy(noises)
 
 
+def denoiser_of(unet: UNet2DModel) -> Denoise:
+    run = unet_run(unet)
+    return lambda x, t: run(x, t, None)
+
+
 @torch.no_grad()
 def test_one_pass_gives_the_references_numbers(unet: UNet2DModel, inputs: Any) -> None:
     x_T, anchor, _ = inputs
     t = torch.from_numpy(DATA["t"])
     w = float(DATA["w"])
-    bottleneck = encode_to_site(unet, "mid_block", x_T, t)
-    mixed = denoise_with(unet, "mid_block", x_T, t, w, encode_to_site(unet, "mid_block", anchor, t))
+    site, denoise = find_site(unet, "mid_block"), denoiser_of(unet)
+    bottleneck = encode_to_site(denoise, site, x_T, t)
+    mixed = denoise_with(denoise, site, x_T, t, w, encode_to_site(denoise, site, anchor, t))
     for found, name in (
         (bottleneck, "bottleneck"),
         (unet(x_T, t).sample, "eps"),
@@ -92,7 +99,8 @@ def test_sampling_gives_the_references_images(unet: UNet2DModel, inputs: Any) ->
         },
     )
     found = sample_positives(
-        unet,
+        denoiser_of(unet),
+        find_site(unet, "mid_block"),
         scheduler,
         anchor,
         GivenNoise(x_T, noises),
