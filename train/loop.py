@@ -36,6 +36,7 @@ from .objectives.positive import positive_term
 from .optimizers import build_optimizer
 from .tuples import TupleBatches, Tuples, decoded_set, load_tuples
 from .views import DRAWS, draw_parameters, make_view
+from .watch import watch_ranks
 
 # What a rerun may change without changing the encoder.
 _FREE = ("save_every", "log_every")
@@ -53,6 +54,18 @@ def train(
     Raises ValueError (a set, batch or folder that does not fit) and OSError (disk full).
     """
     accelerator = Accelerator(log_with="tensorboard", project_dir=out)
+    with watch_ranks():
+        return _train(config, address, out, cache, workers, accelerator)
+
+
+def _train(
+    config: TrainConfig,
+    address: str | Path,
+    out: Path,
+    cache: Path,
+    workers: int | None,
+    accelerator: Accelerator,
+) -> Path:
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     shards = open_set(address)
     check_batch(len(shards), config.batch, world)

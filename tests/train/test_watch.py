@@ -1,0 +1,63 @@
+"""One rank of several fails: all stop within a minute and say the same."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from clsp.shards.reader import ShardSet
+
+# Streamed from the shards, so that one rank alone meets the damage; one of its steps can be fatal.
+_RANK = """
+import os, signal, sys
+from clsp.train import loop, tuples
+from clsp.train.__main__ import main
+
+tuples.MOST_CACHED = 0
+rate, fatal = loop.learning_rate, sys.argv.pop(1)
+
+def die(config, epoch):
+    if epoch > 1 and os.environ["RANK"] == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rate(config, epoch)
+
+loop.learning_rate = die
+main()
+"""
+
+
+def run(launch, world: int, tmp_path: Path, folder: Path, fatal: str) -> tuple[str, float]:
+    script = tmp_path / "rank.py"
+    script.write_text(_RANK)
+    places = [f"--set={folder}", f"--out={tmp_path / 'out'}", f"--cache={tmp_path}"]
+    settings = ["--arch=resnet-tiny", "--batch=12", "--epochs=3", "--positive=synthetic"]
+    began = time.monotonic()
+    result = launch(
+        world, str(script), fatal, *places, *settings, "--workers=0", "--log-every=1", check=False
+    )
+    assert result.returncode != 0
+    return result.stderr, time.monotonic() - began
+
+
+def test_damage_that_one_rank_meets_is_every_ranks_error(
+    digit_set: ShardSet, tmp_path: Path, launch
+) -> None:
+    shutil.copytree(digit_set.folder, tmp_path / "set")
+    path = tmp_path / "set" / "data" / "train-00001.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1  # inside the first image
+    path.write_bytes(data)
+    output, seconds = run(launch, 2, tmp_path, tmp_path / "set", fatal="none")
+    told = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert len(told) == 2
+    assert told[0] == told[1]
+    assert "train-00001.tar, record digit-0007: anchor has sha256" in told[0]
+    assert seconds < 60
+
+
+def test_a_killed_rank_is_named_by_all_others(digit_set: ShardSet, tmp_path: Path, launch) -> None:
+    output, seconds = run(launch, 3, tmp_path, digit_set.folder, fatal="1")
+    told = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert told == ["Error: rank 1 was killed or its machine is gone: no sign of life"] * 2
+    assert seconds < 60
