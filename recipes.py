@@ -240,13 +240,18 @@ def cache_option(command: Command) -> Command:
     )(command)
 
 
-def announce(config: Any, path: Path) -> None:
+def config_json(config: Any) -> bytes:
+    """Return a config dataclass as the JSON that is saved beside a result."""
+    return (json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n").encode()
+
+
+def announce(config: Any, path: Path | None = None) -> None:
     """Print a resolved config dataclass to stderr and save it as JSON at `path`."""
-    values = dataclasses.asdict(config)
-    for name, value in values.items():
+    for name, value in dataclasses.asdict(config).items():
         click.echo(f"  {name} = {json.dumps(value)}", err=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, config_json(config))
 
 
 def progress(total: int, desc: str, unit: str, initial: int = 0, *, show: bool = True) -> tqdm[Any]:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..recipes import announce, build_config, config_options, progress, recipe_option
+from ..recipes import (
+    announce,
+    build_config,
+    config_json,
+    config_options,
+    progress,
+    recipe_option,
+)
 from .config import GenerateConfig
 
 if TYPE_CHECKING:
@@ -19,62 +26,138 @@ if TYPE_CHECKING:
     from .job import Job
 
 RECIPES = Path(__file__).parent / "recipes"
+ENGINES = ("local", "ray")
+
+
+def _print_status(context: click.Context, _: click.Parameter, place: str | None) -> None:
+    if place is None:
+        return
+    from .output import open_output
+    from .status import describe, read_status
+
+    try:
+        output = open_output(place)
+        click.echo(describe(output, read_status(output)))
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    context.exit()
+
+
+class _SomeLeftOut(click.ClickException):
+    exit_code = 3
+
+
+class _Slice(click.ParamType["slice[Any, Any, Any]"]):
+    name = "A:B"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> slice:
+        first, colon, end = value.partition(":")
+        try:
+            if not colon:
+                raise ValueError
+            return slice(int(first or 0), int(end) if end else None)
+        except ValueError:
+            self.fail(f"{value!r} is not A:B, the numbers of the first shard and of the one after")
 
 
 @click.command()
 @click.option("--images", required=True, help="Image source, e.g. digits or folder:PATH.")
 @click.option("--model", required=True, help="Diffusers folder or hub id, or a reference .pt file.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The set's folder.")
+@click.option("--out", required=True, help="The set's folder, or s3://BUCKET/PREFIX.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: GPUs or cores.")
+@click.option(
+    "--engine", type=click.Choice(ENGINES), default="local", show_default=True, help="Who works."
+)
+@click.option("--address", help="The Ray cluster's address; default: Ray on this machine.")
+@click.option("--shards", type=_Slice(), help="Make only shards A to B-1, as one task of many.")
 @click.option("--download", is_flag=True, help="Fetch the image data set if it is not there.")
+@click.option(
+    "--status",
+    metavar="OUT",
+    is_eager=True,
+    expose_value=False,
+    callback=_print_status,
+    help="Print what is done, running, failed and missing in OUT, and exit.",
+)
 @recipe_option(RECIPES)
 @config_options(GenerateConfig)
 def main(
     images: str,
     model: str,
-    out: Path,
+    out: str,
     device: str,
     workers: int | None,
+    engine: str,
+    address: str | None,
+    shards: slice | None,
     download: bool,
     **options: Any,
 ) -> None:
     """Sample K positives for every image and write them as a shard set.
 
     Stopped or killed at any moment, the same command goes on; the set does not depend on the
-    number of workers, nor on how often they died.
+    engine, the number of workers, nor on how often they died. Exit code 3: some shards failed
+    three times and were left out; the last lines name them.
     """
+    from .marks import QuarantineError
+
     config = build_config(GenerateConfig, options)
     try:
-        generate(config, images, model, out, device=device, workers=workers, download=download)
+        generate(
+            config,
+            images,
+            model,
+            out,
+            device=device,
+            workers=workers,
+            engine=engine,
+            address=address,
+            shards=shards,
+            download=download,
+        )
     except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
+        left_out = isinstance(error, QuarantineError)
+        raise (_SomeLeftOut if left_out else click.ClickException)(str(error)) from error
 
 
 def generate(
     config: GenerateConfig,
     images: str,
     model: str,
-    out: Path,
+    out: str | Path,
     *,
     device: str = "auto",
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    shards: slice | None = None,
     download: bool = False,
 ) -> None:
-    """Make the shard set of `config` in the folder `out`, or what is missing of it.
+    """Make the shard set of `config` at `out`, or what is missing of it.
 
-    Runs as one rank where a launcher (`accelerate launch`, torchrun) set RANK and WORLD_SIZE,
-    else in `workers` processes of this machine.
-    Raises ValueError (bad images, model or folder), OSError (disk), JobError (a worker failed).
+    engine: "local" runs `workers` processes of this machine, or this process as one rank where a
+    launcher (`accelerate launch`, torchrun) set RANK and WORLD_SIZE; "ray" runs `workers` actors of
+    the Ray cluster at `address`.
+    shards: make these only; whoever finds all shards of the plan done finishes the set.
+    Raises ValueError (bad images, model, place or engine), OSError (disk), JobError (workers cannot
+    work), QuarantineError (some shards failed three times; all others are done).
     """
     from ..shards.images import open_images
     from .bottleneck import find_site
     from .diffusion import open_model
     from .engines.local import run_local
-    from .engines.ranks import launched_ranks, run_rank
+    from .engines.ranks import launched_ranks, run_here, share
     from .job import Job, finalise
-    from .plan import ModelInfo, claim_folder, make_plan
+    from .marks import QuarantineError, failures, forgive, report
+    from .output import open_output
+    from .plan import ModelInfo, claim, make_plan
 
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r} is none of {', '.join(ENGINES)}")
+    output = open_output(str(out))
     source = open_images(images, download=download)
     opened = open_model(model)
     opened.check_labels(len(source.classes) if source.classes else None, config.guidance)
@@ -83,31 +166,45 @@ def generate(
     find_site(opened.network, config.site)
     plan = make_plan(config, ModelInfo(opened.sha256, opened.image_size), source)
     rank, world, local_rank = launched_ranks()
-    claim_folder(plan, out)
-    job = Job(plan, images, model, out)
-    todo = job.todo()
-    anchors = plan.source["samples"]
+    claim(plan, output)
+    job = Job(plan, images, model, output)
+    chosen = range(plan.shards)[shards or slice(None)]
+    todo = [shard for shard in job.todo() if shard in chosen]
+    anchors = sum(len(plan.anchors(shard)) for shard in chosen)
     left = sum(len(plan.anchors(shard)) for shard in todo)
     if rank == 0:
-        announce(config, out / "config.json")
+        announce(config)
+        output.write("config.json", config_json(config))
         click.echo(
-            f"plan {plan.id[:12]}: {anchors} anchors, {plan.shards} shards, {len(todo)} to make",
+            f"plan {plan.id[:12]}: {anchors} anchors, {len(chosen)} shards, {len(todo)} to make",
             err=True,
         )
+    mine = share(todo)
+    forgive(output, mine)
     with progress(anchors, "generate", "anchor", initial=anchors - left) as bar:
-        if world > 1:
+        if engine == "ray":
+            from .engines.ray import run_ray
+
+            run_ray(job, mine, device, workers, address, partial(_advance, bar))
+        elif world > 1:
             # One bar for all ranks: rank 0 advances it by what the receipts say is done.
             count = partial(_show_receipts, bar, job) if rank == 0 else lambda anchors: None
-            run_rank(job, todo, _devices(device, 1, local_rank)[0], count)
-        elif todo:
-            run_local(job, todo, _devices(device, workers), partial(_advance, bar))
-    if not job.todo():  # the last rank to end finds every shard done
-        shards = finalise(job)
-        click.echo(f"{out}: {len(shards)} anchors, set {shards.id[:12]}", err=True)
+            run_here(job, mine, _devices(device, 1, local_rank)[0], count)
+        elif mine:
+            run_local(job, mine, _devices(device, workers), partial(_advance, bar))
+    missing = job.todo()
+    if not missing:  # the last to end finds every shard done
+        manifest = finalise(job)
+        click.echo(f"{output}: {manifest.samples} anchors, set {manifest.id[:12]}", err=True)
+        return
+    failed = {s: failure for s, failure in failures(output).items() if s in chosen and s in missing}
+    # A launcher ends all its ranks when one exits with an error, so the last one reports.
+    if failed and (world == 1 or len(failed) == len(missing)):
+        raise QuarantineError(report(output, failed.values()))
 
 
 def _show_receipts(bar: tqdm[Any], job: Job, _: int) -> None:
-    done = sum(1 for _ in (job.out / "receipts").glob("*.json"))
+    done = len(job.output.entries("receipts"))
     _advance(bar, min(done * job.plan.config.shard_size, job.plan.source["samples"]) - int(bar.n))
 
 

@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import diffusers
 import PIL
 import torch
 
-from ..shards.files import sweep_temporaries, write_atomic
+from ..shards.check import ShardError
 from ..shards.images import open_images
-from ..shards.manifest import Manifest, Receipt, load_receipt, save_manifest, save_receipt
+from ..shards.manifest import Manifest, Receipt, parse_receipt
 from ..shards.preview import preview_png
 from ..shards.reader import ShardSet
-from ..shards.store import open_set
-from ..shards.writer import write_shard
 from .diffusion import open_model
+from .marks import quarantine, running, shard_number
+from .output import Output
 from .plan import Plan, hash_keys
 from .records import BatchSampler, make_records
 
 # One thread a process: the sums inside a convolution, and with them the last bit of a sample, may
 # depend on the number of threads, and N processes of one thread fill N cores better anyway.
 THREADS = 1
+ATTEMPTS = 3  # at a shard that raises, before it is left out
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class Job:
     """What a worker needs to make any shard of a plan; small and picklable.
 
-    images, model: the specs as the user gave them; out: the set's folder.
+    images, model: the specs as the user gave them; output: where the set is written.
     """
 
     plan: Plan
     images: str
     model: str
-    out: Path
+    output: Output
 
-    def receipt_path(self, shard: int) -> Path:
-        """Return where the proof that `shard` is done lies."""
-        return self.out / "receipts" / f"train-{shard:05d}.json"
+    def receipts(self) -> dict[int, Receipt]:
+        """Return the receipts of the shards that are done, by shard number.
 
-    def is_done(self, shard: int) -> bool:
-        """True when a receipt of this plan names a shard file of the right size."""
-        receipt = load_receipt(self.receipt_path(shard))
-        if receipt is None or receipt.plan_id != self.plan.id:
-            return False
-        path = self.out / receipt.shard.name
-        return path.exists() and path.stat().st_size == receipt.shard.bytes
+        A receipt counts when it is of this plan and its shard file is there in the right size;
+        `finalise` also compares the bytes. Raises ShardError for a garbled receipt.
+        """
+        files, found = self.output.entries("data"), {}
+        for name, data in self.output.read_all("receipts").items():
+            receipt = parse_receipt(data, f"{self.output}/receipts/{name}")
+            file = files.get(receipt.shard.name.removeprefix("data/"))
+            if receipt.plan_id == self.plan.id and file and file.size == receipt.shard.bytes:
+                found[shard_number(name)] = receipt
+        return found
 
     def todo(self) -> list[int]:
         """Return the shards that have no valid receipt yet."""
-        return [shard for shard in range(self.plan.shards) if not self.is_done(shard)]
+        done = self.receipts()
+        return [shard for shard in range(self.plan.shards) if shard not in done]
 
 
 class Worker:
@@ -83,10 +88,40 @@ class Worker:
         if hash_keys(self.source, anchors) != plan.key_hashes[shard]:
             raise ValueError(f"the images of {job.images} changed since the set was planned")
         records = make_records(self.sampler, self.source, anchors, progress)
-        written = write_shard(job.out / plan.shard_name(shard), records, plan.config.positives)
-        receipt = Receipt(written, plan.id, fingerprint(self.device) | self.sampler.layout())
-        save_receipt(job.receipt_path(shard), receipt)
+        with running(job.output, shard):
+            written = job.output.add_shard(plan.shard_name(shard), records, plan.config.positives)
+            receipt = Receipt(written, plan.id, fingerprint(self.device) | self.sampler.layout())
+            job.output.write(plan.receipt_name(shard), receipt.to_json())
         return receipt
+
+    def try_to_make(
+        self, shard: int, progress: Callable[[int], None] = lambda anchors: None
+    ) -> bool:
+        """Make a shard: True when it is done, False when it failed three times.
+
+        Then the last error and its traceback are kept beside the set, and other shards can go on.
+        Errors that the next shard would meet too are raised: a full disk, a GPU in disorder.
+        """
+        counted = 0
+
+        def count(anchors: int) -> None:
+            nonlocal counted
+            counted += anchors
+            progress(anchors)
+
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self.make(shard, count)
+                return True
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                count(-counted)
+                if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                    raise
+                if attempt == ATTEMPTS:
+                    quarantine(self.job.output, shard, error)
+        return False
 
 
 def fingerprint(device: torch.device) -> dict[str, str]:
@@ -104,32 +139,37 @@ def fingerprint(device: torch.device) -> dict[str, str]:
     }
 
 
-def finalise(job: Job) -> ShardSet:
-    """Turn a folder in which every shard is done into a shard set: manifest, checksums, preview.
+def finalise(job: Job) -> Manifest:
+    """Turn an output in which every shard is done into a shard set: preview, checksums, manifest.
 
-    Every shard is hashed against its receipt. Any number of processes may do this at once: they
-    write the same bytes. Raises ShardError naming a shard that is not what its receipt says.
+    Every shard is compared with its receipt. Any number of processes may do this at once: they
+    write the same bytes. Raises ShardError naming a shard that is not what its receipt says, and
+    removes that receipt, so that a rerun makes the shard.
     """
-    plan, config = job.plan, job.plan.config
-    receipts = [load_receipt(job.receipt_path(shard)) for shard in range(plan.shards)]
-    done = [receipt for receipt in receipts if receipt is not None]
-    prints = sorted({tuple(sorted(receipt.fingerprint.items())) for receipt in done})
+    plan, config, output = job.plan, job.plan.config, job.output
+    receipts = dict(sorted(job.receipts().items()))
+    for shard, receipt in receipts.items():
+        try:
+            output.check_shard(receipt.shard)
+        except ShardError as error:
+            output.remove(plan.receipt_name(shard))
+            raise ShardError(f"{error}; its receipt is removed: run again to make it") from error
+    prints = sorted({tuple(sorted(receipt.fingerprint.items())) for receipt in receipts.values()})
     manifest = Manifest(
         positives=config.positives,
         image_format=config.image_format,
         image_size=plan.model.image_size,
         samples=plan.source["samples"],
-        shards=tuple(receipt.shard for receipt in done),
+        shards=tuple(receipt.shard for receipt in receipts.values()),
         source=plan.source,
         plan_id=plan.id,
         plan=json.loads(plan.to_json()),
         classes=tuple(plan.source["classes"]) if plan.source["classes"] else None,
         fingerprints=tuple(dict(items) for items in prints),
     )
-    for folder in (job.out, job.out / "data", job.out / "receipts"):
-        sweep_temporaries(folder)
-    save_manifest(job.out, manifest)
-    shards = open_set(job.out)
-    shards.verify(deep=False)
-    write_atomic(job.out / "preview.png", preview_png(shards))
-    return shards
+    first = manifest.shards[0]
+    with output.local_shard(first) as folder:
+        shown = ShardSet(folder, replace(manifest, shards=(first,), samples=first.samples))
+        output.write("preview.png", preview_png(shown))
+    output.publish(manifest)
+    return manifest

@@ -10,12 +10,11 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from ..shards.files import write_atomic
 from ..shards.images import ImageSource
 from .config import GenerateConfig
+from .output import Output
 
 
 class PlanError(ValueError):
@@ -62,6 +61,10 @@ class Plan:
         """Return the shard's path inside the set."""
         return f"data/train-{shard:05d}.tar"
 
+    def receipt_name(self, shard: int) -> str:
+        """Return where in the set the proof lies that the shard is done."""
+        return f"receipts/train-{shard:05d}.json"
+
     def anchors(self, shard: int) -> range:
         """Return the shard's anchors as indices into the image source."""
         start = shard * self.config.shard_size
@@ -94,20 +97,18 @@ def make_plan(config: GenerateConfig, model: ModelInfo, source: ImageSource) -> 
     )
 
 
-def claim_folder(plan: Plan, out: Path) -> None:
-    """Make `out` this plan's folder. Raises PlanError when it already is another plan's."""
-    path = out / "plan.json"
-    if not path.exists():
-        if (out / "manifest.json").exists():
-            raise PlanError(f"{out} holds a shard set with no plan.json, so it cannot be extended")
-        for folder in (out / "data", out / "receipts"):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, plan.to_json())
+def claim(plan: Plan, output: Output) -> None:
+    """Make `output` this plan's. Raises PlanError when it already is another plan's."""
+    there = output.read("plan.json")
+    if there is None:
+        if output.read("manifest.json") is not None:
+            raise PlanError(f"{output} holds a set with no plan.json, so it cannot be extended")
+        output.write("plan.json", plan.to_json())
         return
-    found = json.loads(path.read_bytes())
+    found = json.loads(there)
     wanted = json.loads(plan.to_json())
     if found != wanted:
-        raise PlanError(f"{out} was made with another plan: {_difference(found, wanted)}")
+        raise PlanError(f"{output} was made with another plan: {_difference(found, wanted)}")
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

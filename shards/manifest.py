@@ -48,6 +48,10 @@ class Receipt:
     plan_id: str
     fingerprint: dict[str, str]
 
+    def to_json(self) -> bytes:
+        """Return the JSON that `parse_receipt` reads."""
+        return (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode()
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -120,22 +124,15 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomic(folder / "manifest.json", text)
 
 
-def load_receipt(path: Path) -> Receipt | None:
-    """Read a receipt, or None where there is none. Raises ShardError for a garbled one."""
+def parse_receipt(data: bytes, where: str) -> Receipt:
+    """Return a receipt from its JSON. Raises ShardError for a garbled one, naming `where`."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(data)
         return Receipt(ShardFile(**values["shard"]), values["plan_id"], values["fingerprint"])
-    except FileNotFoundError:
-        return None
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(
-            f"{path} is not a receipt: {error!r}; delete it to make its shard again"
+            f"{where} is not a receipt: {error!r}; delete it to make its shard again"
         ) from error
-
-
-def save_receipt(path: Path, receipt: Receipt) -> None:
-    """Write a receipt atomically."""
-    write_atomic(path, (json.dumps(asdict(receipt), indent=2, sort_keys=True) + "\n").encode())
 
 
 def file_sha256(path: Path) -> str:

@@ -21,18 +21,22 @@ def launched_ranks() -> tuple[int, int, int]:
     return rank, world, local
 
 
-def run_rank(
-    job: Job, shards: list[int], device: str, progress: Callable[[int], None] = lambda anchors: None
-) -> None:
-    """Make this rank's share of `shards`: every world-size-th one, from the rank-th.
+def share(shards: list[int]) -> list[int]:
+    """Return this rank's share of `shards`: every world-size-th one, from the rank-th.
 
     The share is taken from the plan's shard numbers, so that ranks which start at different
     moments, and so see different shards done, still never make the same one.
     """
     rank, world, _ = launched_ranks()
-    mine = [shard for shard in shards if shard % world == rank]
-    if not mine:
+    return [shard for shard in shards if shard % world == rank]
+
+
+def run_here(
+    job: Job, shards: list[int], device: str, progress: Callable[[int], None] = lambda anchors: None
+) -> None:
+    """Make `shards` in this process, leaving out those that fail three times."""
+    if not shards:
         return
     worker = Worker(job, device)
-    for shard in mine:
-        worker.make(shard, progress)
+    for shard in shards:
+        worker.try_to_make(shard, progress)

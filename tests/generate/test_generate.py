@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from PIL import Image
 
-from clsp.generate.__main__ import generate
+from clsp.generate.__main__ import generate, main
 from clsp.generate.config import GenerateConfig
-from clsp.generate.engines.local import JobError
 from clsp.generate.plan import PlanError
 from clsp.shards.images import decode_image, open_images
 from clsp.shards.store import open_set
@@ -158,20 +161,108 @@ def test_a_folder_of_another_plan_is_refused(
         generate(other, f"folder:{digit_folder}", str(tiny_model), undisturbed, device="cpu")
 
 
-def test_an_unreadable_image_is_named_and_leaves_no_shard(
+def test_a_shard_that_fails_is_left_out_and_named(
     digit_folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    images = tmp_path / "images"
+    """One unreadable image: its shard fails three times, the others are done; a rerun mends it."""
+    images, out = tmp_path / "images", tmp_path / "set"
     images.mkdir()
-    for index, path in enumerate(sorted(digit_folder.rglob("*.png"))[:5]):
-        (images / f"{index}.png").write_bytes(path.read_bytes())
-    broken = images / "3.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    out = tmp_path / "set"
-    with pytest.raises(JobError, match=r"3\.png"):
-        generate(TINY, f"folder:{images}", str(tiny_model), out, device="cpu", workers=1)
-    assert list((out / "data").iterdir()) == []
+    for index, path in enumerate(sorted(digit_folder.rglob("*.png"))[:15]):
+        (images / f"{index:02d}.png").write_bytes(path.read_bytes())
+    broken = images / "07.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    failed = CliRunner().invoke(main, command(images, tiny_model, out, "--workers=2"))
+    assert failed.exit_code == 3
+    last = failed.stderr.splitlines()[-1]
+    assert re.search(r"shard 1: ImageError: .*07\.png.*failures/train-00001\.json", last)
+    failure = json.loads((out / "failures" / "train-00001.json").read_text())
+    assert "Traceback" in failure["traceback"]
+    assert "images.py" in failure["traceback"]
+    assert {path.name for path in (out / "data").glob("*.tar")} == {
+        "train-00000.tar",
+        "train-00002.tar",
+    }
+    assert list((out / "running").iterdir()) == []
     assert not (out / "manifest.json").exists()
+    shown = CliRunner().invoke(main, ["--status", str(out)])
+    assert shown.exit_code == 0
+    assert re.search(r"done +2 \(10 anchors\)", shown.output)
+    assert re.search(r"failed +1\n +shard 1: ImageError", shown.output)
+    broken.write_bytes(whole)
+    assert CliRunner().invoke(main, command(images, tiny_model, out)).exit_code == 0
+    open_set(out).verify(deep=True)
+    assert not (out / "failures").exists()
+
+
+def test_tasks_of_an_array_make_the_same_set(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """`--shards A:B` in any order, beyond the end too; the last one finishes the set."""
+    arguments = command(digit_folder, tiny_model, tmp_path, "--workers=1")
+    for part in ("8:16", ":4", "4:8"):
+        assert not (tmp_path / "manifest.json").exists()
+        assert CliRunner().invoke(main, [*arguments, f"--shards={part}"]).exit_code == 0
+    assert content(tmp_path) == content(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--shards=3", "'3' is not A:B"),
+        ("--engine=slurm", "'slurm' is not one of 'local', 'ray'"),
+        ("--out=gs://bucket/set", "expected a path or s3://BUCKET/PREFIX"),
+        ("--out=s3://bucket", "expected s3://BUCKET/PREFIX"),
+        ("--status=/nowhere", "no set was begun there"),
+    ],
+)
+def test_a_bad_option_is_named(
+    digit_folder: Path, tiny_model: Path, tmp_path: Path, option: str, message: str
+) -> None:
+    result = CliRunner().invoke(main, command(digit_folder, tiny_model, tmp_path, option))
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(
+    digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"--device cuda: .* no GPU .*use --device cpu"):
+        generate(TINY, f"folder:{digit_folder}", str(tiny_model), tmp_path, device="cuda")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("ray", "ray"), ("s3fs", "s3")])
+def test_a_missing_package_names_its_extra(
+    digit_folder: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # what an import sees without the package
+    out = "s3://bucket/set" if extra == "s3" else str(tmp_path)
+    with pytest.raises(ValueError, match=rf"pip install 'clsp\[{extra}\]'"):
+        generate(TINY, f"folder:{digit_folder}", str(tiny_model), out, engine="ray")
+
+
+def test_a_receipt_that_lies_is_found_and_its_shard_made_again(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(undisturbed, out)
+    shard, cut = (out / "data" / f"train-0000{n}.tar" for n in (3, 5))
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    cut.write_bytes(cut.read_bytes()[:-512])
+    arguments = command(digit_folder, tiny_model, out, "--workers=1")
+    found = CliRunner().invoke(main, arguments)
+    assert found.exit_code == 1
+    assert re.search(r"data/train-00003\.tar: its sha256 is .* run again to make it", found.stderr)
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert content(out) == content(undisturbed)
 
 
 def test_a_full_disk_is_named_and_a_rerun_goes_on(
@@ -190,19 +281,17 @@ def test_a_full_disk_is_named_and_a_rerun_goes_on(
     failed = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300
     )
-    assert failed.returncode == 1
+    assert failed.returncode == 3
     assert "File too large" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert list((out / "data").iterdir()) == []
-    subprocess.run([sys.executable, "-m", "clsp.generate", *arguments], check=True, timeout=300)
+    assert CliRunner().invoke(main, arguments).exit_code == 0
     assert content(out) == content(undisturbed)
 
 
 def test_a_changed_model_is_refused(
     digit_folder: Path, tiny_model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
     config = other / "scheduler" / "scheduler_config.json"

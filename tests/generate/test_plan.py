@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from clsp.generate.config import GenerateConfig
-from clsp.generate.plan import ModelInfo, PlanError, claim_folder, make_plan
+from clsp.generate.output import Folder
+from clsp.generate.plan import ModelInfo, PlanError, claim, make_plan
 from clsp.shards.images import open_images
 
 MODEL = ModelInfo(sha256="0" * 64, image_size=8)
@@ -49,10 +50,10 @@ def test_the_id_does_not_change_with_the_folder_the_images_are_in(
 def test_a_folder_takes_one_plan(tmp_path: Path) -> None:
     source = open_images("digits:test")
     plan = make_plan(GenerateConfig(), MODEL, source)
-    claim_folder(plan, tmp_path)
-    claim_folder(plan, tmp_path)
+    claim(plan, Folder(tmp_path))
+    claim(plan, Folder(tmp_path))
     with pytest.raises(PlanError, match=r"config\.seed is 0 there and 3 here"):
-        claim_folder(make_plan(GenerateConfig(seed=3), MODEL, source), tmp_path)
+        claim(make_plan(GenerateConfig(seed=3), MODEL, source), Folder(tmp_path))
     assert (tmp_path / "plan.json").read_bytes() == plan.to_json()
 
 
@@ -60,4 +61,4 @@ def test_a_folder_with_a_set_that_has_no_plan_is_refused(tmp_path: Path) -> None
     (tmp_path / "manifest.json").write_text("{}")
     plan = make_plan(GenerateConfig(), MODEL, open_images("digits:test"))
     with pytest.raises(PlanError, match=r"no plan\.json"):
-        claim_folder(plan, tmp_path)
+        claim(plan, Folder(tmp_path))
