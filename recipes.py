@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import importlib
 import json
-import os
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from .shards.cache import DEFAULT_LIMIT, default_cache
 from .shards.files import write_atomic
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -224,11 +224,6 @@ def recipe_option(folder: Path) -> Callable[[Command], Command]:
     )
 
 
-def default_cache() -> Path:
-    """Return the user's folder for decoded sets and features, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clsp"
-
-
 def cache_option(command: Command) -> Command:
     """Add `--cache DIR` to a click command."""
     return click.option(
@@ -236,7 +231,20 @@ def cache_option(command: Command) -> Command:
         default=default_cache,
         show_default="~/.cache/clsp",
         type=click.Path(path_type=Path),
-        help="Where what was decoded or computed is kept.",
+        help="Where what was fetched, decoded or computed is kept.",
+    )(command)
+
+
+def cache_limit_option(command: Command) -> Command:
+    """Add `--cache-limit GB` to a click command; the value arrives in bytes."""
+    return click.option(
+        "--cache-limit",
+        metavar="GB",
+        type=click.FloatRange(min=0, min_open=True),
+        default=DEFAULT_LIMIT / 1e9,
+        show_default=True,
+        callback=lambda context, parameter, value: int(value * 1e9),
+        help="What fetched shards may take in the cache; the least recently used go first.",
     )(command)
 
 

@@ -10,11 +10,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .check import ShardError
+from .check import BLOCK, ShardError
 from .files import write_atomic
 
 FORMAT, VERSION = "clsp-shards", 1
+MOST_MANIFEST_BYTES = 1 << 28  # that of a million shards
+# What may lie beside the shards, is covered by SHA256SUMS, and travels with the set. It is no part
+# of what the set's id stands for, and may be written or changed later.
+COMPANIONS = (
+    "README.md",
+    "LICENSE",
+    "CITATION.cff",
+    "croissant.json",
+    "config.json",
+    "plan.json",
+    "preview.png",
+    "scores/hardness.json",
+    "scores/hardness.npy",
+)
 _NAME = re.compile(r"data/[A-Za-z0-9_-]{1,80}\.tar")
+_MOST_INDEX_ENTRY = 256  # bytes of one member in an index: extension, offset, size and name
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -38,6 +53,16 @@ class ShardFile:
         for digest in (self.sha256, self.idx_sha256):
             if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
                 raise ValueError(f"shard {self.name}: {digest!r} is not a sha256 in hex")
+
+    @property
+    def index_name(self) -> str:
+        """The path of the shard's index inside the set."""
+        return f"{self.name.removesuffix('.tar')}.idx"
+
+    @property
+    def most_index_bytes(self) -> int:
+        """How large the index can be, by the number of headers that the tar has room for."""
+        return self.bytes // BLOCK * _MOST_INDEX_ENTRY
 
 
 @dataclass(frozen=True)
@@ -101,7 +126,15 @@ def load_manifest(folder: Path) -> Manifest:
             "(`clsp shards index` makes one for a finished folder of shards)"
         )
     try:
-        values = json.loads(path.read_bytes())
+        return parse_manifest(path.read_bytes())
+    except ValueError as error:
+        raise ShardError(f"{path} is not a manifest of a shard set: {error}") from error
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Return the manifest that a JSON text holds. Raises ValueError for anything else."""
+    try:
+        values = json.loads(data)
         found = (values.pop("format"), values.pop("version"))
         if found != (FORMAT, VERSION):
             raise ValueError(f"format and version are {found}, expected {(FORMAT, VERSION)}")
@@ -109,19 +142,49 @@ def load_manifest(folder: Path) -> Manifest:
         values["classes"] = tuple(values["classes"]) if values["classes"] else None
         values["fingerprints"] = tuple(values["fingerprints"])
         return Manifest(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"{path} is not a manifest of a shard set: {error!r}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(repr(error)) from error
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` and SHA256SUMS, which `sha256sum -c` reads; the manifest comes last."""
-    text = manifest.to_json()
-    lines = [f"{hashlib.sha256(text).hexdigest()}  manifest.json"]
+    """Write SHA256SUMS and then, last of all, `manifest.json`."""
+    save_sums(folder, manifest)
+    write_atomic(folder / "manifest.json", manifest.to_json())
+
+
+def save_sums(folder: Path, manifest: Manifest) -> None:
+    """Write SHA256SUMS, which `sha256sum -c` reads: of manifest, companions that are there, shards.
+
+    To be called again when a companion was written.
+    """
+    companions = {
+        name: file_sha256(folder / name) for name in COMPANIONS if (folder / name).is_file()
+    }
+    first, *shards = _known_sums(manifest).items()
+    lines = [f"{sha256}  {name}\n" for name, sha256 in (first, *companions.items(), *shards)]
+    write_atomic(folder / "SHA256SUMS", "".join(lines).encode())
+
+
+def parse_sums(data: bytes, manifest: Manifest) -> dict[str, str]:
+    """Return the sha256 of each companion that a set's SHA256SUMS names.
+
+    Raises ValueError when it is not of this manifest or not whole: shards come last in it.
+    """
+    sums = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        sha256, _, name = line.partition("  ")
+        sums[name] = sha256
+    for name, sha256 in _known_sums(manifest).items():
+        if sums.get(name) != sha256:
+            raise ValueError(f"the sha256 of {name} is {sums.get(name)}, expected {sha256}")
+    return {name: sums[name] for name in COMPANIONS if _SHA256.fullmatch(sums.get(name, ""))}
+
+
+def _known_sums(manifest: Manifest) -> dict[str, str]:
+    sums = {"manifest.json": manifest.id}
     for shard in manifest.shards:
-        lines.append(f"{shard.sha256}  {shard.name}")
-        lines.append(f"{shard.idx_sha256}  {shard.name.removesuffix('.tar')}.idx")
-    write_atomic(folder / "SHA256SUMS", ("\n".join(lines) + "\n").encode())
-    write_atomic(folder / "manifest.json", text)
+        sums[shard.name], sums[shard.index_name] = shard.sha256, shard.idx_sha256
+    return sums
 
 
 def parse_receipt(data: bytes, where: str) -> Receipt:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .check import BLOCK, ShardError, check_tar, index_bytes, read_index
+from .cache import Cache, Prefetch, shards_ahead
+from .check import Member, ShardError, check_tar, index_bytes, read_index
 from .images import decode_image
 from .manifest import Manifest, ShardFile, file_sha256
 from .order import hash_key
@@ -22,7 +24,9 @@ from .record import Record, check_hashes, fields, from_members, split_name
 # What a reader keeps, whatever the set's size: indexes of about twice an epoch's block of shuffled
 # samples, and far fewer open files than a process may have.
 _MOST_INDEXED, _MOST_OPEN = 1 << 19, 256
-_MOST_INDEX_ENTRY = 256  # bytes of one member in an index: extension, offset, size and name
+_TRIES = 5  # to open a file of the cache before others have deleted it
+
+Value = TypeVar("Value")
 
 
 class ShardSet:
@@ -33,8 +37,10 @@ class ShardSet:
     pickled, forked and read by many threads.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, place: Path | Cache, manifest: Manifest) -> None:
+        """place: the set's folder, or the cache through which it is read from afar."""
+        self.place, self.manifest = place, manifest
+        self._prefetch: Prefetch | None = None
         self.shard_sizes = tuple(shard.samples for shard in manifest.shards)
         self._starts = [0, *accumulate(self.shard_sizes)]
         names = fields(manifest.positives, manifest.image_format, manifest.anchors)
@@ -51,7 +57,7 @@ class ShardSet:
         return self.manifest.samples
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index": None, "_file": None}
+        return {**self.__dict__, "_index": None, "_file": None, "_prefetch": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -67,13 +73,58 @@ class ShardSet:
         """K, the number of positives of each record."""
         return self.manifest.positives
 
+    @property
+    def folder(self) -> Path:
+        """The set's folder. Raises ShardError for a set that is read from afar."""
+        if isinstance(self.place, Cache):
+            raise ShardError(f"{self.address} is not on this machine; `clsp shards pull` brings it")
+        return self.place
+
+    @property
+    def address(self) -> str:
+        """Where the set is, for people."""
+        return self.place.source.address if isinstance(self.place, Cache) else str(self.place)
+
+    @property
+    def is_remote(self) -> bool:
+        """True for a set that is read from afar, shard by shard as records are asked for."""
+        return isinstance(self.place, Cache)
+
     def shard_path(self, shard: ShardFile) -> Path:
-        """Return the path of a shard's tar."""
-        return self.folder / shard.name
+        """Return the path of a shard's tar, fetched if need be."""
+        if isinstance(self.place, Path):
+            return self.place / shard.name
+        path = self.place.get(shard.name, shard.sha256, shard.bytes)
+        assert path is not None  # it waits
+        return path
 
     def index_path(self, shard: ShardFile) -> Path:
-        """Return the path of a shard's index."""
-        return self.shard_path(shard).with_suffix(".idx")
+        """Return the path of a shard's index, fetched if need be."""
+        if isinstance(self.place, Path):
+            return self.place / shard.index_name
+        path = self.place.get(
+            shard.index_name, shard.idx_sha256, shard.most_index_bytes, exact=False
+        )
+        assert path is not None
+        return path
+
+    def prefetch(self, order: Sequence[int]) -> None:
+        """Begin to fetch shards in this order, ahead of the reader; nothing for a local set.
+
+        order: numbers of shards, in the order in which they will be read.
+        """
+        if self._prefetch is not None:
+            self._prefetch.stop()
+        if isinstance(self.place, Cache):
+            largest = max(shard.bytes for shard in self.manifest.shards)
+            ahead = shards_ahead(largest, self.place.limit)
+            self._prefetch = Prefetch(self._fetch, order, ahead)
+
+    def _fetch(self, number: int) -> None:
+        shard = self.manifest.shards[number]
+        self.index_path(shard)
+        assert isinstance(self.place, Cache)
+        self.place.get(shard.name, shard.sha256, shard.bytes, wait=False)
 
     def shard_keys(self, number: int) -> list[str]:
         """Return the keys of the records of shard `number`, in order."""
@@ -163,7 +214,7 @@ class ShardSet:
             keys = self.shard_keys(number)
             hashes[start : start + len(keys)] = [hash_key(key) for key in keys]
         if len(np.unique(hashes)) != len(self):
-            raise ShardError(f"{self.folder}: {len(self)} records have fewer different keys")
+            raise ShardError(f"{self.address}: {len(self)} records have fewer different keys")
 
     def _verify_file(self, path: Path, sha256: str, size: int | None) -> None:
         found_size = path.stat().st_size
@@ -195,32 +246,48 @@ class ShardSet:
     def _read_index(self, number: int) -> tuple[list[str], array[int]]:
         """Return a shard's keys, and offset and size of every member, record by record."""
         shard = self.manifest.shards[number]
-        path = self.index_path(shard)
-        if path.stat().st_size > shard.bytes // BLOCK * _MOST_INDEX_ENTRY:
-            raise ShardError(f"index {path.name}: it is larger than any index of its shard can be")
-        records = read_index(path)
+        records = self._with_file(lambda: self._read_index_file(shard))
         if len(records) != shard.samples:
             raise ShardError(
-                f"index {path.name}: {len(records)} records, the manifest says {shard.samples}"
+                f"index {shard.index_name}: {len(records)} records, the manifest says "
+                f"{shard.samples}"
             )
         places = array("q")
         for row, record in enumerate(records):
             if len(record) != len(self._fields):
                 raise ShardError(
-                    f"index {path.name}: record {row} has {len(record)} members, "
+                    f"index {shard.index_name}: record {row} has {len(record)} members, "
                     f"expected {len(self._fields)}"
                 )
             for name, offset, size in record:
                 if offset < 0 or size < 0 or offset + size > shard.bytes:
                     raise ShardError(
-                        f"index {path.name}: {name} has {size} bytes from byte {offset}, but the "
-                        f"shard has {shard.bytes}"
+                        f"index {shard.index_name}: {name} has {size} bytes from byte {offset}, "
+                        f"but the shard has {shard.bytes}"
                     )
                 places.extend((offset, size))
         return [split_name(record[0].name)[0] for record in records], places
 
+    def _read_index_file(self, shard: ShardFile) -> list[list[Member]]:
+        path = self.index_path(shard)
+        if path.stat().st_size > shard.most_index_bytes:
+            raise ShardError(
+                f"index {shard.index_name}: it is larger than any index of its shard can be"
+            )
+        return read_index(path)
+
     def _open_file(self, number: int) -> _OpenFile:
-        return _OpenFile(self.shard_path(self.manifest.shards[number]))
+        if self._prefetch is not None:
+            self._prefetch.opened(number)
+        shard = self.manifest.shards[number]
+        return self._with_file(lambda: _OpenFile(self.shard_path(shard)))
+
+    def _with_file(self, use: Callable[[], Value]) -> Value:
+        """Return `use()`, tried again while others delete from the cache what it opens."""
+        for _ in range(_TRIES if self.is_remote else 0):
+            with suppress(FileNotFoundError):
+                return use()
+        return use()
 
 
 class _OpenFile:

@@ -5,22 +5,42 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from .cache import DEFAULT_LIMIT, Cache, default_cache
 from .check import Member, ShardError, check_tar, index_bytes, walk
+from .download import fetch
 from .files import write_atomic
 from .images import STORED_FORMATS, decode_image
-from .manifest import Manifest, ShardFile, file_sha256, load_manifest, save_manifest
+from .manifest import (
+    MOST_MANIFEST_BYTES,
+    Manifest,
+    ShardFile,
+    file_sha256,
+    load_manifest,
+    parse_manifest,
+    parse_sums,
+    save_manifest,
+)
 from .reader import ShardSet
 from .record import from_members, split_name
+from .remote import Source, is_remote, open_source
 
 
-def open_set(address: str | Path) -> ShardSet:
-    """Open the shard set in a local folder.
+def open_set(
+    address: str | Path, *, cache: Path | None = None, cache_limit: int = DEFAULT_LIMIT
+) -> ShardSet:
+    """Open the shard set in a folder, or at an address such as `https://HOST/SET`.
 
-    Checks that every shard and index is there and that each shard has the manifest's size; hashes
-    are compared by `ShardSet.verify`. Raises ShardError naming what is missing or wrong.
+    Of a folder, checks that every shard and index is there and that each shard has the manifest's
+    size; hashes are compared by `ShardSet.verify`. From another address only the manifest is
+    read; each shard is fetched, hashed and kept in `cache` when a record of it is first asked for.
+    cache: a folder, by default the user's; cache_limit: bytes that fetched shards may take there.
+    Raises ShardError naming what is missing or wrong.
     """
-    if "://" in str(address):
-        raise ShardError(f"{address}: only local folders can be opened; copy the set first")
+    if is_remote(address):
+        source = open_source(address)
+        manifest, _ = fetch_manifest(source)
+        folder = (cache or default_cache()) / "shards"
+        return ShardSet(Cache(folder, source, cache_limit), manifest)
     folder = Path(address)
     if not folder.is_dir():
         raise ShardError(f"{folder} is not a folder")
@@ -33,6 +53,21 @@ def open_set(address: str | Path) -> ShardSet:
         if size != shard.bytes:
             raise ShardError(f"shard {shard.name}: it has {size} bytes, expected {shard.bytes}")
     return shards
+
+
+def fetch_manifest(source: Source) -> tuple[Manifest, dict[str, str]]:
+    """Return a set's manifest and the sha256 of its companions.
+
+    The manifest is compared with SHA256SUMS. Raises ShardError when either is missing or wrong.
+    """
+
+    def parse(data: bytes) -> tuple[Manifest, dict[str, str]]:
+        manifest = parse_manifest(data)
+        sums = fetch(source, "SHA256SUMS", bytes, most=MOST_MANIFEST_BYTES)
+        return manifest, parse_sums(sums, manifest)
+
+    # Where the two do not fit, either may be the one that is damaged or old: both are asked again.
+    return fetch(source, "manifest.json", parse, most=MOST_MANIFEST_BYTES)
 
 
 def index_folder(folder: Path) -> ShardSet:

@@ -7,21 +7,39 @@ from typing import Any
 
 import click
 
-from ..recipes import build_config, cache_option, config_options, recipe_option
+from ..recipes import (
+    build_config,
+    cache_limit_option,
+    cache_option,
+    config_options,
+    recipe_option,
+)
 from .config import TrainConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 @click.command()
-@click.option("--set", "address", required=True, help="Folder of the shard set.")
+@click.option(
+    "--set", "address", required=True, help="The shard set: a folder, https://, s3:// or hf://."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @cache_option
+@cache_limit_option
 @click.option("--workers", type=click.IntRange(min=0), help="Loader processes a rank.")
 @recipe_option(RECIPES)
 @config_options(TrainConfig)
-def main(address: str, out: Path, cache: Path, workers: int | None, **options: Any) -> None:
+def main(
+    address: str,
+    out: Path,
+    cache: Path,
+    cache_limit: int,
+    workers: int | None,
+    **options: Any,
+) -> None:
     """Pretrain an encoder on a shard set.
+
+    A set that lies elsewhere is streamed: training starts when its first shard is here.
 
     Stopped or killed at any moment, the same command goes on from the last checkpoint. OUT/encoder
     is what `clsp evaluate` and `clsp.train.load_encoder` open; OUT/tensorboard holds the curves.
@@ -30,7 +48,7 @@ def main(address: str, out: Path, cache: Path, workers: int | None, **options: A
     from .loop import train
 
     try:
-        train(config, address, out, cache=cache, workers=workers)
+        train(config, address, out, cache=cache, cache_limit=cache_limit, workers=workers)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 

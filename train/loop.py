@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..shards.cache import DEFAULT_LIMIT
 from ..shards.order import check_batch, hash_key, uniforms
 from ..shards.reader import ShardSet
 from ..shards.scores import load_hardness
@@ -43,31 +44,38 @@ _FREE = ("save_every", "log_every")
 
 
 def train(
-    config: TrainConfig, address: str | Path, out: Path, *, cache: Path, workers: int | None = None
+    config: TrainConfig,
+    address: str | Path,
+    out: Path,
+    *,
+    cache: Path,
+    cache_limit: int = DEFAULT_LIMIT,
+    workers: int | None = None,
 ) -> Path:
     """Pretrain an encoder on the shard set at `address`; return the exported encoder's folder.
 
     Goes on from the last checkpoint in `out`. Runs on whatever Accelerate finds: one device, or
     each rank of `accelerate launch`. The global batches do not depend on how many ranks there are.
-    cache: where decoded pixels are kept; workers: loader processes, by default none when they are
-    in the cache and one for each core, up to 8, when they are not.
+    cache: where decoded pixels and up to `cache_limit` bytes of fetched shards are kept; workers:
+    loader processes, by default none when the pixels are in the cache and one for each core, up
+    to 8, when they are not.
     Raises ValueError (a set, batch or folder that does not fit) and OSError (disk full).
     """
     accelerator = Accelerator(log_with="tensorboard", project_dir=out)
     with watch_ranks():
-        return _train(config, address, out, cache, workers, accelerator)
+        shards = open_set(address, cache=cache, cache_limit=cache_limit)
+        return _train(config, shards, out, cache, workers, accelerator)
 
 
 def _train(
     config: TrainConfig,
-    address: str | Path,
+    shards: ShardSet,
     out: Path,
     cache: Path,
     workers: int | None,
     accelerator: Accelerator,
 ) -> Path:
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    shards = open_set(address)
     check_batch(len(shards), config.batch, world)
     with accelerator.local_main_process_first():
         pixels = decoded_set(shards, cache)
@@ -181,7 +189,7 @@ def _resume(
     tensors, about = found
     if about["set"] != shards.id:
         raise CheckpointError(
-            f"{folder} is of a run on set {about['set'][:12]}, {shards.folder} is {shards.id[:12]}"
+            f"{folder} is of a run on set {about['set'][:12]}, {shards.address} is {shards.id[:12]}"
         )
     for name, value in asdict(config).items():
         before = about["config"].get(name)

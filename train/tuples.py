@@ -15,7 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from ..recipes import progress
 from ..shards.check import ShardError
 from ..shards.files import temporary_name
-from ..shards.order import U64, batch_indices, epoch_order, hash_key, steps_per_epoch, uniforms
+from ..shards.order import (
+    U64,
+    batch_indices,
+    epoch_order,
+    hash_key,
+    shard_order,
+    steps_per_epoch,
+    uniforms,
+)
 from ..shards.reader import ShardSet
 from .hardness import HardnessRange
 
@@ -65,7 +73,7 @@ class TupleBatches(Dataset[Tuples]):
         Raises ShardError for a set without anchors.
         """
         if not shards.manifest.anchors:
-            raise ShardError(f"{shards.folder} carries no anchors; training needs them")
+            raise ShardError(f"{shards.address} carries no anchors; training needs them")
         self.shards, self.batch, self.seed, self.positive = shards, batch, seed, positive
         self.pixels, self.hardness, self.rank, self.world = pixels, hardness, rank, world
         self.first_step, self.first_epoch = first_step, first_epoch
@@ -78,6 +86,8 @@ class TupleBatches(Dataset[Tuples]):
         if epoch != self._epoch:
             self._order = epoch_order(self.seed, epoch, self.shards.shard_sizes)
             self._epoch = epoch
+            shards = shard_order(self.seed, epoch, len(self.shards.shard_sizes))
+            self.shards.prefetch(shards.tolist())
         rows = batch_indices(self._order, position, self.batch, self.rank, self.world)
         # Asked for row by row: all keys of a huge set would not fit, and each shard that is read
         # from afar would have to be there.
@@ -128,7 +138,8 @@ def decoded_set(shards: ShardSet, cache: Path) -> np.ndarray | None:
     """Return a set's pixels, (N, 1 + K, S, S, 3) uint8, memory-mapped; the anchor comes first.
 
     They are decoded once, every image compared with its hash, into a file of `cache` that is
-    named after the set. None for a set of more than 64 GiB of pixels.
+    named after the set. None for a set of more than 64 GiB of pixels, and for one read from afar
+    that was not decoded before: training on it starts when its first shard is there.
     Raises ShardError for a damaged set and OSError when the disk is full; then no file is left.
     """
     side, members = shards.manifest.image_size, 1 + shards.positives
@@ -137,6 +148,8 @@ def decoded_set(shards: ShardSet, cache: Path) -> np.ndarray | None:
         return None
     path = cache / f"{shards.id}.npy"
     if not path.exists():
+        if shards.is_remote:
+            return None
         cache.mkdir(parents=True, exist_ok=True)
         _decode(shards, path, shape)
     pixels: np.ndarray = np.load(path, mmap_mode="r")
