@@ -19,7 +19,7 @@ _ENCODING: dict[str, dict[str, Any]] = {
     "webp": {"lossless": True},
     "jpeg": {"quality": 95},
 }
-MOST_PIXELS = 64 * 2**20  # of a stored image: checked before it is decoded
+MOST_SIDE = 4096  # pixels of a stored image: checked before it is decoded
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.int64]]
@@ -260,16 +260,20 @@ def encode_image(pixels: Pixels, image_format: str) -> bytes:
 def decode_image(data: bytes) -> Pixels:
     """Decode a stored image to (H, W, 3) uint8.
 
-    Only PNG, JPEG and WebP, whatever a file calls itself, and only up to 64 megapixels.
+    Only PNG, JPEG and WebP, whatever a file calls itself, and only up to 4096x4096 pixels.
     Raises ImageError for anything else and for a truncated image.
     """
     try:
         with Image.open(io.BytesIO(data), formats=tuple(STORED_FORMATS.values())) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ImageError(f"image of {image.width}x{image.height} pixels is too large")
+            if max(image.size) > MOST_SIDE:
+                raise ImageError(
+                    f"image of {image.width}x{image.height} pixels is too large; at most "
+                    f"{MOST_SIDE}x{MOST_SIDE} are allowed"
+                )
             image.load()
             return np.asarray(to_rgb(image))
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # Of hostile bytes Pillow's readers raise whatever their parsing runs into.
+    except Exception as error:
         raise ImageError(f"not a whole PNG, JPEG or WebP image: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 from .check import BLOCK, ShardError
 from .files import write_atomic
+from .images import MOST_SIDE, STORED_FORMATS
 
 FORMAT, VERSION = "clsp-shards", 1
 MOST_MANIFEST_BYTES = 1 << 28  # that of a million shards
@@ -31,6 +32,7 @@ COMPANIONS = (
 _NAME = re.compile(r"data/[A-Za-z0-9_-]{1,80}\.tar")
 _MOST_INDEX_ENTRY = 256  # bytes of one member in an index: extension, offset, size and name
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+MOST_POSITIVES = 4096
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ShardFile:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(f"shard name {self.name!r} is not data/NAME.tar")
         for count in (self.samples, self.bytes):
-            if not isinstance(count, int) or count < 1:
+            if type(count) is not int or count < 1:
                 raise ValueError(f"shard {self.name}: a count is {count!r}, expected at least 1")
         for digest in (self.sha256, self.idx_sha256):
             if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
@@ -100,6 +102,26 @@ class Manifest:
     fingerprints: tuple[dict[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        for name, most in (("positives", MOST_POSITIVES), ("image_size", MOST_SIDE)):
+            count = getattr(self, name)
+            if type(count) is not int or not 1 <= count <= most:
+                raise ValueError(f"{name} is {count!r}, expected 1 to {most}")
+        if self.image_format not in STORED_FORMATS:
+            raise ValueError(f"image_format is {self.image_format!r}, expected png, webp or jpeg")
+        for name in ("source", "plan"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected an object")
+        if not all(isinstance(name, str) for name in self.classes or ()):
+            raise ValueError("a class has a name that is no text")
+        if not all(isinstance(print_, dict) for print_ in self.fingerprints):
+            raise ValueError("a fingerprint is no object")
+        # A member takes a header and at least one block of content.
+        least = 1024 * (self.positives + bool(self.anchors) + 1)
+        for shard in self.shards:
+            if shard.samples * least > shard.bytes:
+                raise ValueError(
+                    f"shard {shard.name}: {shard.samples} records do not fit in {shard.bytes} bytes"
+                )
         total = sum(shard.samples for shard in self.shards)
         if total != self.samples:
             raise ValueError(f"its shards hold {total} records, it says {self.samples}")
@@ -120,10 +142,14 @@ class Manifest:
 def load_manifest(folder: Path) -> Manifest:
     """Read a set's manifest. Raises ShardError when there is none or it is not one of clsp's."""
     path = folder / "manifest.json"
-    if not path.exists():
+    if not path.is_file():
         raise ShardError(
             f"{folder} has no manifest.json: it is no finished shard set "
             "(`clsp shards index` makes one for a finished folder of shards)"
+        )
+    if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
+        raise ShardError(
+            f"{path} has {size:,} bytes, a manifest has at most {MOST_MANIFEST_BYTES:,}"
         )
     try:
         return parse_manifest(path.read_bytes())
@@ -142,7 +168,7 @@ def parse_manifest(data: bytes) -> Manifest:
         values["classes"] = tuple(values["classes"]) if values["classes"] else None
         values["fingerprints"] = tuple(values["fingerprints"])
         return Manifest(**values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(repr(error)) from error
 
 

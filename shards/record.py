@@ -12,7 +12,8 @@ from typing import Any
 from .images import STORED_FORMATS
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
-_FIELD = re.compile(r"anchor|p(0|[1-9][0-9]*)")
+_FIELD = re.compile(r"anchor|p(0|[1-9][0-9]{0,3})")
+_MOST_JSON_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,12 @@ def check_hashes(contents: Mapping[str, bytes]) -> tuple[dict[str, Any], set[str
     Returns that JSON without the hashes, and the names of the images that it hashes.
     Raises ValueError naming an image that differs.
     """
+    if len(contents["json"]) > _MOST_JSON_BYTES:
+        raise ValueError(f"its JSON has {len(contents['json']):,} bytes, at most 1 MiB is allowed")
     try:
         meta: dict[str, Any] = json.loads(contents["json"])
         hashes = dict(meta.pop("sha256"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"its JSON is not one of clsp's: {error!r}") from error
     for name, data in contents.items():
         found = hashlib.sha256(data).hexdigest()
