@@ -9,7 +9,7 @@ from .cache import DEFAULT_LIMIT, Cache, default_cache
 from .check import Member, ShardError, check_tar, index_bytes, walk
 from .download import fetch
 from .files import write_atomic
-from .images import STORED_FORMATS, decode_image
+from .images import STORED_FORMATS, ImageError, decode_image
 from .manifest import (
     MOST_MANIFEST_BYTES,
     Manifest,
@@ -81,6 +81,9 @@ def index_folder(folder: Path) -> ShardSet:
     paths = sorted((folder / "data").glob("*.tar"))
     if not paths:
         raise ShardError(f"{folder / 'data'} holds no .tar file")
+    for path in paths:
+        if not path.is_file():
+            raise ShardError(f"shard {path.name}: it is no regular file")
     positives, image_format, image_size, anchors = _look_at_first_record(paths[0])
     indexes: list[bytes] = []
     shards: list[ShardFile] = []
@@ -120,7 +123,10 @@ def _look_at_first_record(path: Path) -> tuple[int, str, int, bool]:
         if parts[1] == "json":
             break
         names.append(parts)
-        size = size or decode_image(_content(path, member)).shape[0]
+        try:
+            size = size or decode_image(_content(path, member)).shape[0]
+        except ImageError as error:
+            raise ShardError(f"shard {path.name}: {member.name}: {error}") from error
     formats = {extension for _, _, extension in names}
     if len(formats) != 1 or not formats <= set(STORED_FORMATS):
         raise ShardError(f"shard {path.name}: the first record has images of formats {formats}")
