@@ -152,9 +152,9 @@ _MAGIC = {
 def _what_it_is(header: bytes) -> str:
     """Return what a block is that should have been a member's header, in words."""
     if header[257:262] != b"ustar":
-        for magic, kind in _MAGIC.items():
+        for magic, words in _MAGIC.items():
             if header.startswith(magic):
-                return kind
+                return words
         return f"a block that begins {header[:16]!r}"
     kind = header[156:157]
     name = header[:100].rstrip(b"\0")
