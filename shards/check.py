@@ -22,7 +22,7 @@ END = bytes(2 * BLOCK)
 MOST_MEMBER_BYTES = 2**26
 MOST_MEMBERS = 2**18
 _MOST_INDEX_WORD = 256  # bytes that an index spends on a member
-_COUNT = re.compile(r"[1-9][0-9]{0,15}")
+_COUNT = re.compile(r"[0-9]{1,16}")
 _MODE, _ZERO = b"0000644\0", b"0000000\0"
 
 
