@@ -248,8 +248,7 @@ def read_index(path: Path) -> list[list[Member]]:
 
 
 def _index_entry(extension: str, offset: str, size: str, name: str) -> Member:
-    if not (_COUNT.fullmatch(offset) and _COUNT.fullmatch(size)):
-        raise ValueError(f"{name!r} is said to lie at {offset!r} with {size!r} bytes")
-    if int(size) > MOST_MEMBER_BYTES:
-        raise ValueError(f"{name!r} is said to have {int(size):,} bytes")
+    counts = _COUNT.fullmatch(offset) and _COUNT.fullmatch(size)
+    if not counts or int(size) > MOST_MEMBER_BYTES:
+        raise ValueError(f"{name[:100]} has {size[:40]} bytes from byte {offset[:40]}")
     return Member(name, int(offset), int(size))

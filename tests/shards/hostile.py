@@ -442,9 +442,9 @@ CASES: Mapping[str, tuple[Callable[[Path], None], str]] = {
     ),
     # Indexes, and files that are none.
     "offset outside": (index_of(lambda i: entry(i, 1, "999999")), "from byte 999999, but the"),
-    "negative offset": (index_of(lambda i: entry(i, 1, "-512")), "lie at '-512'"),
-    "offset beyond 64 bits": (index_of(lambda i: entry(i, 1, "9" * 40)), "lie at '9999"),
-    "size beyond memory": (index_of(lambda i: entry(i, 2, "9" * 12)), "999,999,999,999 bytes"),
+    "negative offset": (index_of(lambda i: entry(i, 1, "-512")), "bytes from byte -512"),
+    "offset beyond 64 bits": (index_of(lambda i: entry(i, 1, "9" * 40)), "bytes from byte 9{40}"),
+    "size beyond memory": (index_of(lambda i: entry(i, 2, "9" * 12)), "has 9{12} bytes"),
     "another member's place": (index_of(lambda i: entry(i, 1, "2048")), "does not describe it"),
     "index of one record": (
         index_of(lambda i: b"v1.2 1\n" + i.split(b"\n")[1] + b"\n"),
