@@ -15,7 +15,7 @@ _COMMANDS = {
     "generate": ("clsp.generate.__main__", "main", "Make K positives per anchor as a shard set."),
     "train": ("clsp.train.__main__", "main", "Train an encoder on a shard set."),
     "evaluate": ("clsp.evaluate.__main__", "main", "Measure an encoder and write a report."),
-    "shards": ("clsp.shards.__main__", "main", "Index, verify and describe shard sets."),
+    "shards": ("clsp.shards.__main__", "main", "Index, verify, share and describe shard sets."),
 }
 
 

@@ -1,4 +1,4 @@
-"""`clsp shards`: index, verify and describe shard sets."""
+"""`clsp shards`: index, verify, describe, push and pull shard sets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..recipes import progress
+from . import share
 from .check import ShardError
 from .reader import ShardSet
 from .store import index_folder, open_set
@@ -43,7 +45,7 @@ def _describe(shards: ShardSet) -> str:
 
 @click.group()
 def main() -> None:
-    """Index, verify and describe shard sets."""
+    """Index, verify, describe, push and pull shard sets."""
 
 
 @main.command()
@@ -78,6 +80,42 @@ def index(folder: Path) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     click.echo(_describe(shards))
+
+
+@main.command()
+@_SET
+@click.argument("target")
+def push(folder: Path, target: str) -> None:
+    """Copy a set to TARGET: a path, s3://BUCKET/PREFIX or hf://datasets/OWNER/NAME@BRANCH.
+
+    Shards go first and the manifest last. Broken off, the same command goes on.
+    """
+    try:
+        shards = open_set(folder)
+        with progress(2 * len(shards.shard_sizes), "push", "file") as bar:
+            manifest = share.push(folder, target, bar.update)
+    except (ShardError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{target}: set {manifest.id}")
+
+
+@main.command()
+@click.argument("source")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--split", help="Only the shards of this split: data/SPLIT-NUMBER.tar.")
+@click.option("--positives", type=click.IntRange(min=1), help="Only the first so many of the K.")
+def pull(source: str, folder: Path, split: str | None, positives: int | None) -> None:
+    """Bring a set from SOURCE into DIR and compare every byte with its manifest.
+
+    SOURCE is a path, http(s)://HOST/PATH, s3://BUCKET/PREFIX or hf://datasets/OWNER/NAME@REVISION.
+    Broken off, the same command goes on; on a whole set it brings again what was damaged.
+    """
+    try:
+        with progress(0, "pull", "shard") as bar:
+            shards = share.pull(source, folder, split=split, positives=positives, done=bar.update)
+    except (ShardError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{folder}: set {shards.id}, {len(shards):,} records are whole")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ class Interrupted(OSError):
     """Bytes did not come, or not all of them, or wrong ones; another try may bring them."""
 
 
+class Missing(ShardError):
+    """There is nothing of that name, or nothing at all, at the address."""
+
+
 class Reply(NamedTuple):
     """Bytes of a file from offset `start` on, which is 0 where the other side knows no ranges."""
 
@@ -86,7 +90,7 @@ class FolderSource:
         try:
             file = open(self.folder / name, "rb")  # noqa: SIM115 the reply closes it
         except FileNotFoundError as error:
-            raise ShardError(f"{self.folder / name}: there is no such file") from error
+            raise Missing(f"{self.folder / name}: there is no such file") from error
         start = min(start, os.fstat(file.fileno()).st_size)
         return Reply(start, self._pieces(file, start))
 
@@ -132,7 +136,7 @@ class HttpSource:
             answer = f"{url}: the server answers {status} {response.reason}"
             if status in _PASSING or status >= 500:
                 raise Interrupted(answer)
-            raise ShardError(answer)
+            raise Missing(answer) if status in (404, 410) else ShardError(answer)
         return Reply(start if status == 206 else 0, self._pieces(url, response))
 
     @staticmethod
@@ -163,7 +167,7 @@ class S3Source:
         while start < size:
             with s3_errors(path):
                 end = min(start + _S3_PIECE, size)
-                piece: bytes = s3_files(self.address).cat_file(path, start, end)
+                piece: bytes = s3_files(self.address).cat_file(path, start=start, end=end)
             yield piece
             start = end
 
@@ -184,7 +188,9 @@ def s3_errors(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (FileNotFoundError, PermissionError, NoCredentialsError) as error:
+    except FileNotFoundError as error:
+        raise Missing(f"{path}: {error}") from error
+    except (PermissionError, NoCredentialsError) as error:
         raise ShardError(f"{path}: {error}") from error
     except (OSError, BotoCoreError, ClientError) as error:
         raise Interrupted(f"{path}: {error}") from error
@@ -198,18 +204,30 @@ def split_hub(address: str) -> tuple[str, str | None]:
     return found[1], found[2]
 
 
+@contextmanager
+def hub_errors(address: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into ShardError."""
+    from huggingface_hub import errors
+
+    # The base of all its network errors: of whichever HTTP library this release of it uses.
+    http_error: type[Exception] = vars(errors)["HTTPError"]
+    try:
+        yield
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise Missing(f"{address}: {error}") from error
+    except (http_error, errors.OfflineModeIsEnabled) as error:
+        raise ShardError(f"{address}: {error}") from error
+
+
 def _open_hub(address: str) -> HttpSource:
     """Return the source of a Hub repository at one commit, whatever is pushed meanwhile."""
-    import httpx
     from huggingface_hub import HfApi, get_token, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     repository, revision = split_hub(address)
-    try:
+    with hub_errors(address):
         commit = HfApi().dataset_info(repository, revision=revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError) as error:
-        raise ShardError(f"{address}: {error}") from error
-    first = hf_hub_url(repository, "manifest.json", repo_type="dataset", revision=commit)
+    name = "manifest.json"
+    first = hf_hub_url(repository, name, repo_type="dataset", revision=commit)
     token = get_token()  # It goes to the Hub; a redirect to another host leaves it behind.
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return HttpSource(address, first.removesuffix("manifest.json"), headers)
+    return HttpSource(address, first.removesuffix(name), headers)
