@@ -124,9 +124,7 @@ def _run_arm(out: Path, name: str, seed: int, epochs: int) -> Result:
     torch.set_num_threads(1)
     config = TrainConfig(positive=ARMS[name], seed=seed, epochs=epochs, **TRAINING)  # type: ignore[arg-type]
     run = out / "runs" / f"{ARMS[name]}-{seed}"
-    encoder = load_encoder(
-        train(config, out / "positives" / "train", run, cache=out / "cache", workers=0)
-    )
+    encoder = load_encoder(train(config, out / "positives" / "train", run, cache=out / "cache"))
     fitted, tested = (
         compute_features(encoder, open_images(f"digits:{part}"), keep=out / "cache")
         for part in ("train", "test")

@@ -25,8 +25,8 @@ from clsp.shards.record import Record
 from clsp.shards.store import index_folder
 from clsp.shards.writer import write_shard
 from clsp.train.config import TrainConfig
-from clsp.train.loop import make_views
 from clsp.train.tuples import TupleBatches, Tuples, decoded_set, load_tuples
+from clsp.train.views import make_views
 
 from .common import RESULTS, report
 

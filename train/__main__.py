@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..recipes import (
     recipe_option,
 )
 from .config import TrainConfig
+from .options import RunOptions
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -26,17 +28,10 @@ RECIPES = Path(__file__).parent / "recipes"
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @cache_option
 @cache_limit_option
-@click.option("--workers", type=click.IntRange(min=0), help="Loader processes a rank.")
+@config_options(RunOptions)
 @recipe_option(RECIPES)
 @config_options(TrainConfig)
-def main(
-    address: str,
-    out: Path,
-    cache: Path,
-    cache_limit: int,
-    workers: int | None,
-    **options: Any,
-) -> None:
+def main(address: str, out: Path, cache: Path, cache_limit: int, **settings: Any) -> None:
     """Pretrain an encoder on a shard set.
 
     A set that lies elsewhere is streamed: training starts when its first shard is here.
@@ -44,11 +39,13 @@ def main(
     Stopped or killed at any moment, the same command goes on from the last checkpoint. OUT/encoder
     is what `clsp evaluate` and `clsp.train.load_encoder` open; OUT/tensorboard holds the curves.
     """
-    config = build_config(TrainConfig, options)
+    names = [field.name for field in fields(RunOptions)]
+    options = build_config(RunOptions, {name: settings.pop(name) for name in names})
+    config = build_config(TrainConfig, settings)
     from .loop import train
 
     try:
-        train(config, address, out, cache=cache, cache_limit=cache_limit, workers=workers)
+        train(config, address, out, cache=cache, cache_limit=cache_limit, options=options)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -6,15 +6,20 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..shards.files import fsync_folder, temporary_name
+from .config import TrainConfig
 
+# What a rerun may change without changing the encoder.
+_FREE = ("save_every", "log_every")
 _TENSORS, _ABOUT = "state.safetensors", "state.json"
 
 
@@ -129,3 +134,44 @@ def restore_state(
             _, number, own_name = name.split(".")
             values.setdefault(int(number), {})[own_name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
+
+
+def resume_run(
+    folder: Path,
+    config: TrainConfig,
+    set_id: str,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+) -> int:
+    """Put the newest checkpoint's state back; return the steps done, 0 where there is none.
+
+    Raises CheckpointError for a checkpoint of another config or of another set.
+    """
+    with accelerator.main_process_first():
+        found = load_checkpoint(folder)
+    if found is None:
+        return 0
+    tensors, about = found
+    if about["set"] != set_id:
+        raise CheckpointError(
+            f"{folder} is of a run on set {about['set'][:12]}, this set is {set_id[:12]}"
+        )
+    for name, value in asdict(config).items():
+        before = about["config"].get(name)
+        now = list(value) if isinstance(value, tuple) else value
+        if name not in _FREE and before != now:
+            raise CheckpointError(
+                f"{folder} is of a run with {name} = {before}, not {now}; give another --out or "
+                "the same settings"
+            )
+    restore_state(tensors, modules, optimizer)
+    if accelerator.scaler is not None and about["scaler"]:
+        accelerator.scaler.load_state_dict(about["scaler"])
+    step: int = about["step"]
+    return step
+
+
+def scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:
+    """Return the state of fp16's loss scaling, None without it."""
+    return accelerator.scaler.state_dict() if accelerator.scaler is not None else None

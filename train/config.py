@@ -35,6 +35,10 @@ class TrainConfig:
     dim: int = _help("Width of the projector's output.", 256)
     epochs: int = _help("Passes over the set.", 1000)
     batch: int = _help("Anchors a step, over all ranks.", 1024)
+    accumulate: int = _help("Batches whose gradients are averaged for one optimiser step.", 1)
+    chunk: int = _help(
+        "Anchors a rank embeds at once, by gradient caching; 0: all. Exact without batch norm.", 0
+    )
     optimizer: Literal["sgd", "lars", "adamw"] = _help("Optimiser; lars needs clsp[timm].", "sgd")
     lr: float = _help("Learning rate after the warm-up.", 0.5)
     lr_warmup: int = _help("Epochs from 1e-3 up to the learning rate.", 10)
@@ -68,11 +72,26 @@ class TrainConfig:
     log_every: int = _help("Steps between log entries.", 50)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "hidden", "dim", "queue", "save_every", "log_every"):
+        for name in (
+            "epochs",
+            "batch",
+            "accumulate",
+            "hidden",
+            "dim",
+            "queue",
+            "save_every",
+            "log_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.batch < 2:
             raise ValueError("batch is 1, but a contrastive loss needs at least 2 anchors")
+        if self.chunk < 0:
+            raise ValueError(f"chunk is {self.chunk}, expected at least 0")
+        if self.save_every % self.accumulate:
+            raise ValueError(
+                f"save_every {self.save_every} is not a multiple of accumulate {self.accumulate}"
+            )
         if self.lambda_ < 0:
             raise ValueError(f"lambda is {self.lambda_}, expected at least 0")
         if self.temperature <= 0:

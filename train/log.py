@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from torch import Tensor
 from tqdm import tqdm
 
 from ..recipes import announce, progress
 from ..shards.files import write_atomic
 from .config import TrainConfig, learning_rate, positive_weight
+from .options import RunOptions
+from .stream import Stream
 
 _LEAST_SPREAD = 0.1
 _PATIENCE = 3  # log entries in a row
@@ -73,43 +76,49 @@ class MetricsFile:
 
 
 class TrainingLog:
-    """The progress bar, TensorBoard, metrics.jsonl and the collapse monitor; one for all ranks."""
+    """The progress bar, trackers, metrics.jsonl and the collapse monitor; one for all ranks."""
 
     def __init__(
         self,
         accelerator: Accelerator,
         config: TrainConfig,
+        options: RunOptions,
         out: Path,
         *,
         start: int,
-        total: int,
+        stream: Stream,
         chance: float,
     ) -> None:
-        """start: steps done before; total: steps in all; chance: a collapsed encoder's loss."""
+        """start: steps done before; chance: a collapsed encoder's loss."""
         self.accelerator, self.config = accelerator, config
         self.main = accelerator.is_main_process
-        self.per_epoch = total // config.epochs
-        self.bar = progress(total, "train", "step", initial=start, show=self.main)
+        self.bar = progress(stream.total, "train", "step", initial=start, show=self.main)
         self._last = (start, time.monotonic())
         if not self.main:
             return
         announce(config, out / "config.json")
-        self.monitor = CollapseMonitor(chance, first_step=self.per_epoch)
+        self.monitor = CollapseMonitor(chance, first_step=stream.per_epoch)
         self.metrics = MetricsFile(out / "metrics.jsonl", start)
+        self.accuracies = MetricsFile(out / "knn.jsonl", start) if options.knn else None
         settings = {
             name: value if isinstance(value, (int, float, str)) else str(value)
             for name, value in vars(config).items()
         }
-        # TensorBoard then hides what a killed run had logged beyond its checkpoint.
-        more = {"tensorboard": {"purge_step": start}}
-        accelerator.init_trackers("tensorboard", config=settings, init_kwargs=more)
+        accelerator.log_with = [
+            # TensorBoard then hides what a killed run had logged beyond its checkpoint.
+            TensorBoardTracker(name, out, purge_step=start) if name == "tensorboard" else name
+            for name in options.trackers
+        ]
+        accelerator.init_trackers("clsp", config=settings)
 
-    def step(self, done: int, z: Tensor, terms: dict[str, Tensor]) -> None:
-        """Follow a step; `done` counts them from 1. z: the first view's embeddings, (B, D)."""
+    def step(self, done: int, epoch: float, z: Tensor, terms: dict[str, Tensor]) -> None:
+        """Follow a step; `done` counts them from 1, `epoch` is the moment it was made at.
+
+        z: the first view's embeddings, (B, D); terms: of the loss, and the "loss".
+        """
         self.bar.update()
         if not self.main or done % self.config.log_every:
             return
-        epoch = (done - 1) / self.per_epoch
         now = time.monotonic()
         speed = (done - self._last[0]) * self.config.batch / (now - self._last[1])
         self._last = (done, now)
@@ -127,7 +136,13 @@ class TrainingLog:
         if warning:
             tqdm.write(f"warning: {warning}", file=sys.stderr)
 
+    def knn(self, done: int, epoch: int, accuracy: float) -> None:
+        """Follow an online kNN after `done` steps and `epoch` epochs; on the main rank."""
+        assert self.accuracies is not None
+        self.accuracies.append({"step": done, "epoch": epoch, "knn": accuracy})
+        self.accelerator.log({"knn": accuracy}, step=done)
+
     def close(self) -> None:
-        """End the bar and write out TensorBoard's file."""
+        """End the bar and write out the trackers' files."""
         self.bar.close()
         self.accelerator.end_training()

@@ -6,41 +6,32 @@ does not depend on when the run was last started.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from ..shards.cache import DEFAULT_LIMIT
-from ..shards.order import check_batch, hash_key, uniforms
-from ..shards.reader import ShardSet
-from ..shards.scores import load_hardness
-from ..shards.store import open_set
-from .checkpoint import (
-    CheckpointError,
-    collect_state,
-    load_checkpoint,
-    restore_state,
-    save_checkpoint,
-)
+from ..shards.order import hash_key
+from .checkpoint import collect_state, resume_run, save_checkpoint, scaler_state
+from .chunks import ChunkedForward
 from .config import TrainConfig, learning_rate, positive_weight
 from .encoder import ProjectedEncoder, export_encoder
+from .finite import FiniteCheck
 from .gather import gather
-from .hardness import HardnessRange, parse_range
 from .log import TrainingLog
 from .objectives import make_objective
 from .objectives.positive import positive_term
+from .online import OnlineKNN
 from .optimizers import build_optimizer
-from .tuples import TupleBatches, Tuples, decoded_set, load_tuples
-from .views import DRAWS, draw_parameters, make_view
+from .options import RunOptions
+from .stream import Stream
+from .views import make_views
 from .watch import watch_ranks
 
-# What a rerun may change without changing the encoder.
-_FREE = ("save_every", "log_every")
+DEFAULTS = RunOptions()
 
 
 def train(
@@ -50,167 +41,100 @@ def train(
     *,
     cache: Path,
     cache_limit: int = DEFAULT_LIMIT,
-    workers: int | None = None,
+    options: RunOptions = DEFAULTS,
 ) -> Path:
     """Pretrain an encoder on the shard set at `address`; return the exported encoder's folder.
 
     Goes on from the last checkpoint in `out`. Runs on whatever Accelerate finds: one device, or
     each rank of `accelerate launch`. The global batches do not depend on how many ranks there are.
-    cache: where decoded pixels and up to `cache_limit` bytes of fetched shards are kept; workers:
-    loader processes, by default none when the pixels are in the cache and one for each core, up
-    to 8, when they are not.
-    Raises ValueError (a set, batch or folder that does not fit) and OSError (disk full).
+    cache: where decoded pixels and up to `cache_limit` bytes of fetched shards are kept.
+    Raises ValueError (a set, batch or folder that does not fit, a loss that is not finite) and
+    OSError (disk full). Of several ranks, every one raises or exits when one does.
     """
-    accelerator = Accelerator(log_with="tensorboard", project_dir=out)
+    accelerator = Accelerator(
+        mixed_precision=None if options.precision == "launch" else options.precision,
+        project_dir=out,
+    )
     with watch_ranks():
-        shards = open_set(address, cache=cache, cache_limit=cache_limit)
-        return _train(config, shards, out, cache, workers, accelerator)
+        stream = Stream(config, address, out, cache, cache_limit, options, accelerator)
+        return _train(config, stream, out, options, accelerator)
 
 
 def _train(
     config: TrainConfig,
-    shards: ShardSet,
+    stream: Stream,
     out: Path,
-    cache: Path,
-    workers: int | None,
+    options: RunOptions,
     accelerator: Accelerator,
 ) -> Path:
-    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    check_batch(len(shards), config.batch, world)
-    with accelerator.local_main_process_first():
-        pixels = decoded_set(shards, cache)
-    batches = TupleBatches(
-        shards,
-        config.batch,
-        config.seed,
-        positive=config.positive == "synthetic",
-        pixels=pixels,
-        hardness=_hardness_range(config, shards),
-        rank=rank,
-        world=world,
-    )
-    total = config.epochs * batches.per_epoch
+    rank, device, main = accelerator.process_index, accelerator.device, accelerator.is_main_process
+    probe = OnlineKNN(options.knn, config, stream.image_size) if options.knn and main else None
 
     torch.manual_seed(config.seed)
-    encoder = ProjectedEncoder(config, shards.manifest.image_size)
-    if device.type == "cuda" and world > 1:  # there is no such thing for CPUs
+    encoder = ProjectedEncoder(config, stream.image_size)
+    if device.type == "cuda" and accelerator.num_processes > 1:  # there is no such thing for CPUs
         encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
     objective = make_objective(config, encoder)
     modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
     for module in modules.values():
         module.to(device)
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    layout = _layout(options, device)
     encoder.to(memory_format=layout)
     optimizer = build_optimizer(config, encoder)
-    start = _resume(out / "checkpoints", config, shards, modules, optimizer, accelerator)
+    checkpoints = out / "checkpoints"
+    start = resume_run(checkpoints, config, stream.set_id, modules, optimizer, accelerator)
+    if options.compile:
+        encoder.backbone.compile()  # in place: its parameters keep their names
     model, prepared = accelerator.prepare(encoder, optimizer)
-    log = TrainingLog(
-        accelerator, config, out, start=start, total=total, chance=objective.chance(config.batch)
-    )
-    loader = load_tuples(
-        batches,
-        start,
-        total,
-        workers=_workers(workers, pixels is not None),
-        pin_memory=device.type == "cuda",
-    )
-    for item in loader:
-        step, epoch = item.step, item.epoch
+    chance = objective.chance(config.batch)
+    log = TrainingLog(accelerator, config, options, out, start=start, stream=stream, chance=chance)
+    check = FiniteCheck(checkpoints, at_once=device.type == "cpu")
+    for item in stream.batches(start):
+        step, epoch, done = item.step, item.epoch, item.step + 1
+        ends = item.ends_epoch and int(epoch) + 1 == config.epochs
         torch.manual_seed(hash_key(f"{config.seed}/{step}/{rank}"))
         for group in prepared.param_groups:
             group["lr"] = learning_rate(config, epoch)
         views = [view.contiguous(memory_format=layout) for view in make_views(item, config, device)]
         with accelerator.autocast():
             targets = [gather(target) for target in objective.targets(views[:2])]
-        z = [gather(part) for part in model(views)]  # each (batch, dim)
-        terms = {"contrastive": objective.loss(z[:2], targets)}
+        chunks = ChunkedForward(model, views, config.chunk) if config.chunk else None
+        z = [gather(part) for part in (chunks.embed() if chunks else model(views))]
+        terms = {"contrastive": objective.loss(z[:2], targets)}  # each z is (batch, dim)
         loss = terms["contrastive"]
         if len(z) == 3:
             terms["positive"] = positive_term(z[0], z[2])
             loss = loss + positive_weight(config, epoch) * terms["positive"]
-        prepared.zero_grad()
-        accelerator.backward(loss)
-        prepared.step()
-        objective.after_step(encoder, targets, step / total)
-        log.step(step + 1, z[0], {"loss": loss, **terms})
-        if accelerator.is_main_process and (
-            (step + 1) % config.save_every == 0 or step + 1 == total
-        ):
-            about = {"config": asdict(config), "set": shards.id, "scaler": _scaler(accelerator)}
-            state = collect_state(modules, optimizer)
-            save_checkpoint(out / "checkpoints", step + 1, state, about)
-    if accelerator.is_main_process:
-        export_encoder(out / "encoder", encoder.backbone, config, shards.manifest.image_size)
+        terms["loss"] = loss
+        check.add(done, terms)
+        accelerator.backward(loss / config.accumulate)
+        if chunks:
+            chunks.backward(lambda: accelerator.no_sync(model))
+        if done % config.accumulate == 0 or ends:
+            prepared.step()
+            prepared.zero_grad()
+        objective.after_step(encoder, targets, epoch / config.epochs)
+        saves = done % config.save_every == 0 or ends
+        if done % config.log_every == 0 or saves:
+            check.raise_if_not()  # a checkpoint must not hold what it would have raised for
+        log.step(done, epoch, z[0], terms)
+        if probe and item.ends_epoch and int(epoch + 1) % options.knn_every == 0:
+            log.knn(done, int(epoch) + 1, probe.accuracy(encoder.backbone, device))
+        if main and saves:
+            about = {
+                "config": asdict(config),
+                "set": stream.set_id,
+                "scaler": scaler_state(accelerator),
+            }
+            save_checkpoint(checkpoints, done, collect_state(modules, optimizer), about)
+    if main:
+        export_encoder(out / "encoder", encoder.backbone, config, stream.image_size)
     accelerator.wait_for_everyone()
     log.close()  # ends the process group too
     return out / "encoder"
 
 
-def _hardness_range(config: TrainConfig, shards: ShardSet) -> HardnessRange | None:
-    low, high = parse_range(config.hardness)
-    if (low, high) == (0, 1) and not config.hardness_curriculum:
-        return None
-    values, _ = load_hardness(shards)
-    return HardnessRange(values, low, high, config.hardness_curriculum)
-
-
-def make_views(item: Tuples, config: TrainConfig, device: torch.device) -> list[Tensor]:
-    """Return the views of a batch: two of the anchors and, if the config has one, the third.
-
-    Each (b, 3, S, S) float32 on `device`, augmented alike, every draw a function of (seed, epoch,
-    key, view).
-    """
-    anchor = item.anchor.to(device, non_blocking=True)
-    images = [anchor, anchor]
-    if config.positive == "real":
-        images.append(anchor)
-    elif item.positive is not None:
-        images.append(item.positive.to(device, non_blocking=True))
-    views = []
-    for number, image in enumerate(images):
-        draws = uniforms(config.seed, int(item.epoch), item.keys, f"view{number}", DRAWS)
-        views.append(make_view(image, draw_parameters(config, draws, image.shape[-1]), config))
-    return views
-
-
-def _resume(
-    folder: Path,
-    config: TrainConfig,
-    shards: ShardSet,
-    modules: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-) -> int:
-    """Put the newest checkpoint's state back; return the steps done."""
-    with accelerator.main_process_first():
-        found = load_checkpoint(folder)
-    if found is None:
-        return 0
-    tensors, about = found
-    if about["set"] != shards.id:
-        raise CheckpointError(
-            f"{folder} is of a run on set {about['set'][:12]}, {shards.address} is {shards.id[:12]}"
-        )
-    for name, value in asdict(config).items():
-        before = about["config"].get(name)
-        now = list(value) if isinstance(value, tuple) else value
-        if name not in _FREE and before != now:
-            raise CheckpointError(
-                f"{folder} is of a run with {name} = {before}, not {now}; give another --out or "
-                "the same settings"
-            )
-    restore_state(tensors, modules, optimizer)
-    if accelerator.scaler is not None and about["scaler"]:
-        accelerator.scaler.load_state_dict(about["scaler"])
-    step: int = about["step"]
-    return step
-
-
-def _scaler(accelerator: Accelerator) -> dict[str, Any] | None:
-    return accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-
-
-def _workers(asked: int | None, cached: bool) -> int:
-    if asked is not None:
-        return asked
-    return 0 if cached else min(8, len(os.sched_getaffinity(0)))
+def _layout(options: RunOptions, device: torch.device) -> torch.memory_format:
+    if options.layout == "auto":
+        return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return torch.channels_last if options.layout == "channels_last" else torch.contiguous_format

@@ -35,7 +35,7 @@ class Tuples(NamedTuple):
 
     anchor, positive: (b, 3, S, S) uint8; positive is None when none is asked for; keys: (b,)
     uint64 hashes of the records' keys; step: the global batch's number since the start; epoch: the
-    moment in epochs, whose whole part is the epoch's number.
+    moment in epochs, whose whole part is the epoch's number; ends_epoch: whether it is the last.
     """
 
     anchor: Tensor
@@ -43,6 +43,7 @@ class Tuples(NamedTuple):
     keys: U64
     step: int
     epoch: float
+    ends_epoch: bool
 
 
 class TupleBatches(Dataset[Tuples]):
@@ -99,9 +100,8 @@ class TupleBatches(Dataset[Tuples]):
             slots = self.hardness.choose(rows, draw, epoch)
         images = self._read(rows, 1 + slots)
         anchor, *rest = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in images)
-        return Tuples(
-            anchor, rest[0] if rest else None, keys, step, epoch + position / self.per_epoch
-        )
+        moment, ends = epoch + position / self.per_epoch, position + 1 == self.per_epoch
+        return Tuples(anchor, rest[0] if rest else None, keys, step, moment, ends)
 
     def _read(self, rows: np.ndarray, slots: np.ndarray) -> list[np.ndarray]:
         """Anchors and, where asked for, positives number slots - 1: (b, S, S, 3) each."""

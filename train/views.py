@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shards.order import F64, I64
+from ..shards.order import F64, I64, uniforms
 from .config import TrainConfig
+from .tuples import Tuples
 
 _TRIES = 10  # of drawing a crop that fits, as torchvision does
 _RATIO = (3 / 4, 4 / 3)  # width to height of a crop
@@ -90,6 +91,25 @@ def make_view(images: Tensor, drawn: ViewParameters, config: TrainConfig) -> Ten
     _apply(x, drawn.solarize, lambda part, _: solarize(part))
     mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
     return x.sub_(mean).div_(std)
+
+
+def make_views(item: Tuples, config: TrainConfig, device: torch.device) -> list[Tensor]:
+    """Return the views of a batch: two of the anchors and, if the config has one, the third.
+
+    Each (b, 3, S, S) float32 on `device`, augmented alike, every draw a function of (seed, epoch,
+    key, view).
+    """
+    anchor = item.anchor.to(device, non_blocking=True)
+    images = [anchor, anchor]
+    if config.positive == "real":
+        images.append(anchor)
+    elif item.positive is not None:
+        images.append(item.positive.to(device, non_blocking=True))
+    views = []
+    for number, image in enumerate(images):
+        draws = uniforms(config.seed, int(item.epoch), item.keys, f"view{number}", DRAWS)
+        views.append(make_view(image, draw_parameters(config, draws, image.shape[-1]), config))
+    return views
 
 
 def _apply(

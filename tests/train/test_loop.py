@@ -82,10 +82,10 @@ def test_a_run_leaves_an_encoder_a_config_and_curves(undisturbed: dict[str, Path
 def test_the_first_steps_loss_is_what_its_parts_say(digit_set: ShardSet, tmp_path: Path) -> None:
     """The loop's first number again, by hand from the parts."""
     from clsp.train.encoder import ProjectedEncoder
-    from clsp.train.loop import make_views
     from clsp.train.objectives.positive import positive_term
     from clsp.train.objectives.simclr import nt_xent
     from clsp.train.tuples import TupleBatches
+    from clsp.train.views import make_views
 
     train(replace(TINY, epochs=1, lambda_=0.7), digit_set.folder, tmp_path, cache=tmp_path)
     item = TupleBatches(digit_set, 8, seed=0, positive=True)[0]
@@ -201,8 +201,8 @@ def test_the_gradient_of_gathered_negatives_is_needed() -> None:
 def test_the_controls_third_view_is_another_view_of_the_anchor(
     digit_set: ShardSet,
 ) -> None:
-    from clsp.train.loop import make_views
     from clsp.train.tuples import TupleBatches
+    from clsp.train.views import make_views
 
     config = replace(TINY, positive="real", crop_min=1.0, jitter_p=0, grey_p=0, flip_p=0)
     plain = replace(config, positive="none")

@@ -90,7 +90,7 @@ def test_ranks_share_the_global_batch(
             torch.cat([part.positive for part in parts]),
             np.concatenate([part.keys for part in parts]),
             step,
-            parts[0].epoch,
+            *parts[0][4:],
         )
         assert equal(whole, batches[step])
 

@@ -1,0 +1,60 @@
+"""Options of a run: what is refused, and that each of them reaches the run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clsp.shards.reader import ShardSet
+from clsp.train import load_encoder
+from clsp.train.checkpoint import load_checkpoint
+from clsp.train.config import TrainConfig
+from clsp.train.loop import train
+from clsp.train.options import RunOptions
+
+TINY = TrainConfig(arch="resnet-tiny", hidden=16, dim=8, epochs=1, batch=8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"workers": -2}, "workers is -2"),
+        ({"knn_every": 0}, "knn_every is 0"),
+        ({"trackers": ("tensorbord",)}, "'tensorbord' is none of Accelerate's: .*tensorboard"),
+        ({"trackers": ("dvclive",)}, "'dvclive' is not installed: pip install dvclive"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(setting: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunOptions(**setting)
+
+
+def test_precision_and_layout_change_the_last_digits_only(
+    digit_set: ShardSet, tmp_path: Path
+) -> None:
+    """By the command, because a process has one precision."""
+    train(TINY, digit_set.folder, tmp_path / "plain", cache=tmp_path)
+    flags = ["--arch=resnet-tiny", "--hidden=16", "--dim=8", "--epochs=1", "--batch=8"]
+    flags += ["--precision=bf16", "--layout=channels_last", f"--cache={tmp_path}"]
+    places = [f"--set={digit_set.folder}", f"--out={tmp_path / 'bf16'}"]
+    subprocess.run([sys.executable, "-m", "clsp.train", *places, *flags], check=True)
+    states = [load_checkpoint(tmp_path / name / "checkpoints")[0] for name in ("plain", "bf16")]
+    plain, half = (
+        torch.cat([state[name].flatten() for name in sorted(state) if name.endswith(".weight")])
+        for state in states
+    )
+    assert not torch.equal(plain, half)
+    assert (plain - half).norm() < 0.05 * plain.norm()
+    images = torch.randn(2, 3, 8, 8)
+    assert load_encoder(tmp_path / "bf16/encoder")(images).dtype == torch.float32
+
+
+def test_no_tracker_leaves_no_folder(digit_set: ShardSet, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(TINY, digit_set.folder, out, cache=tmp_path, options=RunOptions(trackers=()))
+    assert not (out / "tensorboard").exists()
+    assert (out / "metrics.jsonl").exists()
