@@ -160,6 +160,7 @@ def _flat(pixels: Any) -> Any:
 
 
 def _report(out: Path, by_arm: dict[str, tuple[Result, ...]], seconds: float) -> Path:
+    from .evaluate.about import commit, hardware
     from .evaluate.report import Arm, Report, write_report
     from .shards.files import write_atomic
     from .shards.preview import preview_png
@@ -180,10 +181,12 @@ def _report(out: Path, by_arm: dict[str, tuple[Result, ...]], seconds: float) ->
             "positives": json.dumps(POSITIVES),
             "training": json.dumps(TRAINING),
             "set": shards.id,
-            "time": f"{seconds:.0f} s in all, on {os.cpu_count()} cores",
+            "time": f"{seconds:.0f} s in all",
+            "commit": commit(),
+            "hardware": hardware(),
         },
         main="1_shot",
-        sheet=preview_png(shards),
+        sheets={"Digits and their positives, one row each": preview_png(shards)},
         notes=(
             f"Of the positives of held-out digits, {of_positives:.0f} % are read as the anchor's "
             f"digit by a kNN on pixels, which reads {of_anchors:.0f} % of the anchors rightly.",

@@ -29,7 +29,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 # name: (module, attribute, one line for `clsp evaluate --help`)
-_COMMANDS: dict[str, tuple[str, str, str]] = {}
+_COMMANDS: dict[str, tuple[str, str, str]] = {
+    "positives": ("clsp.evaluate.audit", "main", "Measure and score a set's positives."),
+}
 
 
 @click.group(cls=LazyGroup, lazy=_COMMANDS, default="probe")
@@ -94,16 +96,18 @@ def evaluate(
 
     from ..shards.files import write_atomic
     from ..shards.images import open_images
-    from ..shards.preview import preview_png
     from ..shards.store import open_set
     from ..train.encoder import load_encoder
+    from .about import commit, hardware
+    from .audit import set_sheets
     from .features import compute_features
+    from .neighbours import neighbours_sheet
     from .probe import probe_encoder
     from .report import Arm, Report, write_report
 
     opened = load_encoder(places["encoder"])
     sources = [open_images(places[part], download=download) for part in ("train", "test")]
-    sheet = None if places["set"] == "none" else preview_png(open_set(places["set"]))
+    shards = None if places["set"] == "none" else open_set(places["set"])
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     announce(config, out / "config.json")
@@ -114,12 +118,24 @@ def evaluate(
     result = probe_encoder(train, test, config, read_curves(Path(places["encoder"]).parent))
     about = {
         **places,
+        "set's id": shards.id if shards else "none",
         "encoder's sha256": opened.sha256,
         "images": f"{len(train.labels):,} to fit, {len(test.labels):,} to test",
         "settings": json.dumps(asdict(config)),
         "training": json.dumps(opened.config),
+        "commit": commit(),
+        "hardware": hardware(),
     }
-    values = {"scores": result.scores, "confusion": result.confusion.tolist(), "about": about}
+    sheets = set_sheets(shards) if shards else {}
+    sheets["Ten test images and their nearest training images, one row each"] = neighbours_sheet(
+        train, test, (sources[0], sources[1]), opened.image_size
+    )
+    values = {
+        "scores": result.scores,
+        "confusion": result.confusion.tolist(),
+        "classes": test.classes,
+        "about": about,
+    }
     write_atomic(out / "results.json", (json.dumps(values, indent=2) + "\n").encode())
     name = f"{opened.config['method']}, third view {opened.config['positive']}"
     report = Report(
@@ -128,7 +144,7 @@ def evaluate(
         arms=[Arm(name, (result,))],
         classes=test.classes,
         about=about,
-        sheet=sheet,
+        sheets=sheets,
     )
     write_report(out / "report.html", report)
     return result

@@ -1,11 +1,11 @@
-"""Pictures for the report, each as the bytes of a PNG."""
+"""Figures of the reports."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,17 +19,11 @@ _PANELS = {
 }
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
-    return buffer.getvalue()
-
-
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def curves_figure(runs: Mapping[str, Curves]) -> bytes:
+def curves_figure(runs: Mapping[str, Curves]) -> Figure:
     """Plot what training logged, one line a run, one panel a quantity, against epochs.
 
     runs: by name, the rows of metrics.jsonl.
@@ -48,10 +42,10 @@ def curves_figure(runs: Mapping[str, Curves]) -> bytes:
         _plain(axes)
         if number == 0 and len(runs) > 1:
             axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return figure
 
 
-def scores_figure(scores: Mapping[str, Sequence[float]], label: str) -> bytes:
+def scores_figure(scores: Mapping[str, Sequence[float]], label: str) -> Figure:
     """Plot every seed's score of each arm as a dot, and the arm's mean as a line.
 
     scores: by arm, one number a seed; label: what they are.
@@ -66,10 +60,10 @@ def scores_figure(scores: Mapping[str, Sequence[float]], label: str) -> bytes:
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
     _plain(axes)
-    return _png(figure)
+    return figure
 
 
-def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
+def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix, (C, C) counts with the true classes in rows, as shares of rows."""
     total = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(total, 1)
@@ -87,4 +81,52 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> bytes:
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    return _png(figure)
+    return figure
+
+
+def histogram_figure(values: Mapping[str, np.ndarray], label: str) -> Figure:
+    """Draw the distributions of several quantities over each other, each with its mean.
+
+    values: by name, numbers of one scale; label: what they are.
+    """
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    low, high = (np.quantile(np.concatenate([*values.values()]), q) for q in (0.001, 0.999))
+    bins = np.linspace(low, max(high, low + 1e-6), 61).tolist()
+    for number, (name, found) in enumerate(values.items()):
+        color = f"C{number}"
+        axes.hist(found, bins, density=True, histtype="stepfilled", alpha=0.25, color=color)
+        axes.hist(found, bins, density=True, histtype="step", color=color, label=name)
+        axes.axvline(float(np.mean(found)), color=color, linewidth=1.5, linestyle="--")
+    axes.set_xlabel(f"{label}; dashed: the mean")
+    axes.set_yticks([])
+    axes.legend(fontsize=8, frameon=False)
+    _plain(axes)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def scatter_figure(
+    panels: Mapping[str, np.ndarray], labels: np.ndarray, classes: Sequence[str]
+) -> Figure:
+    """Draw points in the plane, coloured by class, one panel a way of laying them out.
+
+    panels: by name, (N, 2); labels: (N,) in 0..C-1.
+    """
+    figure = Figure(figsize=(4.6 * len(panels), 4.9), layout="constrained")
+    colors = colormaps["tab10" if len(classes) <= 10 else "hsv"].resampled(len(classes))
+    for number, (name, points) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        for label, title in enumerate(classes):
+            x, y = points[labels == label].T
+            axes.scatter(x, y, s=5, color=colors(label), linewidths=0, alpha=0.7, label=title)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    if len(classes) <= 20:
+        handles = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            *handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False, markerscale=3
+        )
+    return figure

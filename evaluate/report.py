@@ -1,17 +1,16 @@
-"""One HTML file with its pictures inside: it can be mailed, and asks nothing of the network."""
+"""The report on encoders: arms of several seeds side by side, in one HTML file."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from ..shards.files import write_atomic
+from . import significance
 from .figures import confusion_figure, curves_figure, scores_figure
+from .page import bullets, facts, heading, note, picture, table, write_page
 from .probe import Result
 
 _NAMES = {
@@ -22,24 +21,6 @@ _NAMES = {
     "knn": "kNN",
     "knn_k": "k",
 }
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff;
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #d8dee4; }
-th:first-child, td:first-child { text-align: left; }
-th { font-weight: 600; } td.best { font-weight: 700; }
-small, .note { color: #57606a; }
-img { max-width: 100%; height: auto; }
-img.pixels { image-rendering: pixelated; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dt { color: #57606a; } dd { margin: 0; overflow-wrap: anywhere; }
-@media print { body { margin: 0; } h2, img, table { break-inside: avoid; } }
-"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +40,7 @@ class Report:
     """What a report shows.
 
     arms: the first one is what the others are compared with, seed by seed; about: how it was
-    made; sheet: PNG of anchors and positives; main: the score to plot and compare by.
+    made; sheets: PNGs of small images, by what they show; main: the score to plot and compare by.
     """
 
     title: str
@@ -68,43 +49,35 @@ class Report:
     classes: Sequence[str]
     about: Mapping[str, str]
     main: str = "linear_top1"
-    sheet: bytes | None = None
+    sheets: Mapping[str, bytes] = field(default_factory=dict)
     notes: Sequence[str] = field(default_factory=tuple)
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write the report as one HTML file."""
-    parts = [
-        f"<h1>{escape(report.title)}</h1><p>{escape(report.lead)}</p>",
-        "<h2>Accuracy</h2>",
-        _table(report.arms),
-        *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
-    ]
+    """Write the report as one HTML file, and its figures as files of `figures` beside it."""
+    keep = path.parent / "figures"
+    parts = [heading("Accuracy"), _table(report.arms), *map(note, report.notes)]
     if len(report.arms) > 1:
-        parts += [_comparison(report), _scores_picture(report)]
+        label = f"{score_name(report.main)} accuracy, percent; a dot is a seed, a line the mean"
+        scores = {arm.name: arm.scores(report.main) for arm in report.arms}
+        parts += [_comparison(report), picture(scores_figure(scores, label), label, keep, "scores")]
     curves = {arm.name: arm.results[0].curves for arm in report.arms if arm.results[0].curves}
     if curves:
-        parts += ["<h2>Training</h2>", _picture(curves_figure(curves), "training curves")]
-    if report.sheet is not None:
         parts += [
-            "<h2>Anchors and positives</h2><p>Each row: an anchor, then its positives.</p>",
-            _picture(report.sheet, "anchors and their positives", "pixels"),
+            heading("Training"),
+            picture(curves_figure(curves), "training curves", keep, "curves"),
         ]
+    for number, (text, sheet) in enumerate(report.sheets.items()):
+        parts += [heading(text), picture(sheet, text, keep, f"sheet{number}")]
     best = max(report.arms, key=lambda arm: float(np.mean(arm.scores(report.main))))
     confusion = np.sum([result.confusion for result in best.results], axis=0)
     parts += [
-        f"<h2>Confusion matrix: {escape(best.name)}, linear probe, percent of the true class</h2>",
-        _picture(confusion_figure(confusion, report.classes), "confusion matrix"),
-        "<h2>How it was made</h2><dl>",
-        *(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.about.items()),
-        "</dl>",
+        heading(f"Confusion matrix: {best.name}, linear probe, percent of the true class"),
+        picture(confusion_figure(confusion, report.classes), "confusion matrix", keep, "confusion"),
+        heading("How it was made"),
+        facts(report.about),
     ]
-    head = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>"
-    )
-    write_atomic(path, (head + "\n".join(parts) + "</body></html>\n").encode())
+    write_page(path, report.title, report.lead, parts)
 
 
 def score_name(name: str) -> str:
@@ -113,57 +86,57 @@ def score_name(name: str) -> str:
 
 
 def _table(arms: Sequence[Arm]) -> str:
-    names = list(arms[0].results[0].scores)
+    # Of encoders measured at different times, the scores that all of them have.
+    names = [
+        n for n in arms[0].results[0].scores if all(n in r.scores for a in arms for r in a.results)
+    ]
     ordered = [name for name in _NAMES if name in names]
     ordered += [name for name in names if name not in _NAMES]
     best = {name: max(float(np.mean(arm.scores(name))) for arm in arms) for name in ordered}
-    head = "".join(f"<th>{escape(score_name(name))}</th>" for name in ordered)
     rows = []
     for arm in arms:
-        cells = []
+        cells = [arm.name]
         for name in ordered:
             values = arm.scores(name)
             mean = float(np.mean(values))
             if name == "knn_k":
-                text = ", ".join(f"{value:.0f}" for value in values)
-            else:
-                text = f"{mean:.1f}"
-                if len(values) > 1:
-                    text += f" <small>± {np.std(values, ddof=1):.1f}</small>"
-            strong = len(arms) > 1 and name != "knn_k" and mean == best[name]
-            cells.append(f'<td class="best">{text}</td>' if strong else f"<td>{text}</td>")
-        rows.append(f"<tr><td>{escape(arm.name)}</td>{''.join(cells)}</tr>")
-    seeds = len(arms[0].results)
-    of = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    return (
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>'
-        f"{''.join(rows)}</tbody></table></div>"
-        f'<p class="note">Percent of held-out images; {of}.</p>'
+                cells.append(", ".join(f"{value:.0f}" for value in values))
+                continue
+            text = f"{mean:.1f}"
+            if len(values) > 1:
+                text += f" ± {np.std(values, ddof=1):.1f}"
+            cells.append(text + "*" * (len(arms) > 1 and mean == best[name]))
+        rows.append(cells)
+    counts = sorted({len(arm.results) for arm in arms})
+    of = f"mean and standard deviation of {' or '.join(map(str, counts))} seeds"
+    return table(["", *map(score_name, ordered)], rows) + note(
+        f"Percent of held-out images; {of if counts != [1] else 'one seed'}."
     )
 
 
 def _comparison(report: Report) -> str:
-    """Say for each arm how it differs from the first one, seed by seed."""
+    """Say for each arm how it differs from the first one, seed by seed, and whether it is noise."""
     first, *others = report.arms
-    base = np.array(first.scores(report.main))
+    paired = [arm for arm in others if len(arm.results) == len(first.results)]
+    found = significance.paired_differences(
+        first.scores(report.main), [arm.scores(report.main) for arm in paired]
+    )
     lines = []
-    for arm in others:
-        gain = np.array(arm.scores(report.main)) - base
-        each = ", ".join(f"{value:+.1f}" for value in gain)
+    for arm, difference in zip(paired, found, strict=True):
+        each = ", ".join(f"{value:+.1f}" for value in difference.each)
+        verdict = "no test with one seed"
+        if len(difference.each) > 1:
+            beyond = "beyond noise" if difference.beyond_noise else "not beyond noise"
+            verdict = f"p = {difference.p:.3f}, {beyond}"
         lines.append(
-            f"<li>{escape(arm.name)}: {gain.mean():+.1f} points of {score_name(report.main)} "
-            f"against {escape(first.name)} ({each} in the seeds; better in {(gain > 0).sum()} of "
-            f"{len(gain)})</li>"
+            f"{arm.name}: {np.mean(difference.each):+.1f} points of {score_name(report.main)} "
+            f"against {first.name} ({each} in the seeds; better in "
+            f"{sum(value > 0 for value in difference.each)} of {len(difference.each)}); {verdict}"
         )
-    return f"<ul>{''.join(lines)}</ul>"
-
-
-def _scores_picture(report: Report) -> str:
-    label = f"{score_name(report.main)} accuracy, percent; a dot is a seed, a line the mean"
-    scores = {arm.name: arm.scores(report.main) for arm in report.arms}
-    return _picture(scores_figure(scores, label), label)
-
-
-def _picture(png: bytes, text: str, kind: str = "") -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img class="{kind}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    lines += [
+        f"{arm.name}: {len(arm.results)} seeds against {len(first.results)}, so no pairs to test"
+        for arm in others
+        if arm not in paired
+    ]
+    named = f"Beyond noise: p < {significance.LEVEL} by a {significance.NAME}."
+    return bullets(lines) + note(named)

@@ -20,30 +20,9 @@ from clsp.evaluate.__main__ import main
 from clsp.evaluate.features import compute_features
 from clsp.evaluate.probe import Result
 from clsp.evaluate.report import Arm, Report, write_report
-from clsp.shards.images import load_pixels, open_images
+from clsp.shards.images import open_images
 from clsp.shards.reader import ShardSet
 from clsp.train import load_encoder
-from clsp.train.config import TrainConfig
-from clsp.train.encoder import build_backbone, export_encoder
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training run's folder with an untrained encoder and three rows of metrics."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run")
-    config = TrainConfig(arch="resnet-tiny", mean=(0.3,) * 3, std=(0.4,) * 3)
-    backbone = build_backbone("resnet-tiny", "cifar")
-    pixels = torch.from_numpy(load_pixels(open_images("digits:train"))).permute(0, 3, 1, 2)
-    for _ in range(20):  # so that batch norm knows the digits
-        backbone((pixels / 255 - 0.3) / 0.4)
-    export_encoder(folder / "encoder", backbone, config, 8)
-    rows = [
-        {"step": n, "epoch": n / 2, "contrastive": 3 / n, "embedding_std": 0.5, "lr": 0.1}
-        for n in (1, 2, 3)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 def evaluate(run: Path, out: Path, *more: str, train: str = "digits:train"):
@@ -119,7 +98,8 @@ def test_the_command_prints_saves_and_reports(
     assert found.addresses == []
     assert set(found.pictures) == {
         "training curves",
-        "anchors and their positives",
+        "Anchors and their positives, one row each",
+        "Ten test images and their nearest training images, one row each",
         "confusion matrix",
     }
     for picture in found.pictures.values():

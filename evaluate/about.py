@@ -1,0 +1,44 @@
+"""What made a result: the code's commit and the hardware, in words."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def commit() -> str:
+    """Return the checkout's commit, with a plus sign when files differ from it.
+
+    Of an installed package, its version.
+    """
+    if (ROOT / ".git").exists():
+        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return found.stdout.strip()
+    try:
+        return f"clsp {version('clsp')}"
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def hardware() -> str:
+    """Return cores in use, processor and GPU."""
+    cores = len(os.sched_getaffinity(0))
+    words = f"{cores} cores of {_processor()}"
+    return f"{words}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else words
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

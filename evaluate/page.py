@@ -1,0 +1,127 @@
+"""One HTML file with its pictures inside: it can be mailed, and asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..shards.files import write_atomic
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff;
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #d8dee4;
+         overflow-wrap: normal; }
+th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; } td.best { font-weight: 700; }
+td small { white-space: nowrap; }
+small, .note { color: #57606a; }
+img { display: block; max-width: 100%; height: auto; }
+img.pixels { image-rendering: pixelated; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; }
+dt { color: #57606a; } dd { margin: 0; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; }
+  th, td { padding: .35rem .5rem; font-size: .9rem; }
+  dl { display: block; } dd { margin-bottom: .5rem; }
+}
+@media print {
+  body { margin: 0; max-width: none; font-size: 10pt; }
+  .scroll { overflow: visible; } th, td { padding: .2rem .4rem; }
+  h2 { break-after: avoid; } img, tr { break-inside: avoid; }
+}
+"""
+
+
+def write_page(path: Path, title: str, lead: str, parts: Iterable[str]) -> None:
+    """Write the file: a title, a sentence under it, and parts that are HTML already."""
+    text = "\n".join(parts)
+    write_atomic(
+        path,
+        (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+            f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>\n{text}\n</body></html>\n"
+        ).encode(),
+    )
+
+
+def heading(text: str) -> str:
+    """Return a section's heading."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    """Return a paragraph of plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def note(text: str) -> str:
+    """Return a paragraph in a quieter colour."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return a list of lines of plain text."""
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """Return names and what they stand for, one under the other."""
+    rows = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in values.items())
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table that scrolls by itself where it is too wide.
+
+    A cell is plain text; what follows a "±" is set small, and a cell that ends with "*" is bold.
+    """
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def _cell(text: str) -> str:
+    best = text.endswith("*")
+    value, plus, spread = escape(text.removesuffix("*")).partition("±")
+    inner = f"{value}<small>±{spread}</small>" if plus else value
+    return f'<td class="best">{inner}</td>' if best else f"<td>{inner}</td>"
+
+
+def picture(drawn: Figure | bytes, text: str, keep: Path, name: str) -> str:
+    """Return a picture, its PNG embedded, and keep it as a file of the folder `keep` too.
+
+    drawn: a figure, kept as NAME.png and NAME.svg; or a PNG, kept as it is and shown with hard
+    pixels. text: what it shows, for those who cannot see it.
+    """
+    keep.mkdir(parents=True, exist_ok=True)
+    if isinstance(drawn, bytes):
+        png, kind = drawn, "pixels"
+    else:
+        png, kind = _render(drawn, "png"), "figure"
+        write_atomic(keep / f"{name}.svg", _render(drawn, "svg"))
+    write_atomic(keep / f"{name}.png", png)
+    data = base64.b64encode(png).decode()
+    return f'<img class="{kind}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+
+
+def _render(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    # Without a date the same numbers give the same file.
+    figure.savefig(buffer, format=kind, dpi=144, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
