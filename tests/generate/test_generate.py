@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +24,6 @@ from clsp.shards.images import decode_image, open_images
 from clsp.shards.store import open_set
 
 TINY = GenerateConfig(positives=2, steps=3, batch=4, shard_size=5)
-KILLS = 20
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -98,51 +94,6 @@ def test_positive_j_does_not_depend_on_k(
     # Batches of 4 within shards of 5 and of 60 differ, and a last bit with them; the first do not.
     for index in range(4):
         assert few.record(index).positives == many.record(index).positives[:2]
-
-
-def test_a_set_survives_kills(
-    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    """SIGKILL workers and whole jobs at random moments, rerun until done, compare all bytes."""
-    dice, out = random.Random(0), tmp_path / "set"
-    arguments = command(digit_folder, tiny_model, out, "--workers=2")
-    kills, runs = 0, 0
-    began = time.monotonic()
-    while True:
-        runs += 1
-        job = subprocess.Popen([sys.executable, "-m", "clsp.generate", *arguments])
-        whole_job = runs % 2 == 1
-        deadline = time.monotonic() + dice.uniform(0, 12)
-        while job.poll() is None and kills < KILLS and time.monotonic() - began < 400:
-            if whole_job and time.monotonic() > deadline:
-                job.kill()
-                kills += 1
-            elif not whole_job and (workers := _grandchildren(job.pid)):
-                os.kill(dice.choice(workers), signal.SIGKILL)
-                kills += 1
-                time.sleep(dice.uniform(0.2, 1.0))
-            time.sleep(0.02)
-        code = job.wait(timeout=300)
-        if code == 0 and kills >= KILLS:
-            break
-        if code == 0:  # done too early to have been killed often enough: undo some shards
-            for receipt in sorted((out / "receipts").iterdir())[::2]:
-                receipt.unlink()
-        assert time.monotonic() - began < 500, f"{kills} kills in {runs} runs"
-    assert content(out) == content(undisturbed)
-
-
-def _grandchildren(pid: int) -> list[int]:
-    """The workers: children of the fork server, which is a child of the job."""
-
-    def children(parent: int) -> list[int]:
-        try:
-            text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-        except FileNotFoundError:
-            return []
-        return [int(child) for child in text.split()]
-
-    return [worker for server in children(pid) for worker in children(server)]
 
 
 def test_a_finished_set_is_left_alone(
