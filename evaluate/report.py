@@ -25,10 +25,14 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training: its name and what was measured of it, one result a seed."""
+    """One way of training: its name and what was measured of it, one result a seed.
+
+    seeds: which ones; arms are tested against each other in pairs of equal seeds.
+    """
 
     name: str
     results: tuple[Result, ...]
+    seeds: tuple[int, ...] = ()
 
     def scores(self, name: str) -> list[float]:
         """Return one score of every seed."""
@@ -117,7 +121,8 @@ def _table(arms: Sequence[Arm]) -> str:
 def _comparison(report: Report) -> str:
     """Say for each arm how it differs from the first one, seed by seed, and whether it is noise."""
     first, *others = report.arms
-    paired = [arm for arm in others if len(arm.results) == len(first.results)]
+    key = (len(first.results), first.seeds)
+    paired = [arm for arm in others if (len(arm.results), arm.seeds) == key]
     found = significance.paired_differences(
         first.scores(report.main), [arm.scores(report.main) for arm in paired]
     )
@@ -134,9 +139,13 @@ def _comparison(report: Report) -> str:
             f"{sum(value > 0 for value in difference.each)} of {len(difference.each)}); {verdict}"
         )
     lines += [
-        f"{arm.name}: {len(arm.results)} seeds against {len(first.results)}, so no pairs to test"
+        f"{arm.name}: seeds {_seeds(arm)} against {_seeds(first)} of {first.name}: no pairs to test"
         for arm in others
         if arm not in paired
     ]
     named = f"Beyond noise: p < {significance.LEVEL} by a {significance.NAME}."
     return bullets(lines) + note(named)
+
+
+def _seeds(arm: Arm) -> str:
+    return ", ".join(map(str, arm.seeds or range(len(arm.results))))
