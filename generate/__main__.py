@@ -23,6 +23,8 @@ from .config import GenerateConfig
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from ..shards.images import ImageSource
+    from .denoiser import DiffusionModel
     from .job import Job
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -106,6 +108,9 @@ def main(
 
     config = build_config(GenerateConfig, options)
     try:
+        if config.site == "list":
+            click.echo(_sites(model))
+            return
         generate(
             config,
             images,
@@ -145,9 +150,6 @@ def generate(
     Raises ValueError (bad images, model, place or engine), OSError (disk), JobError (workers cannot
     work), QuarantineError (some shards failed three times; all others are done).
     """
-    from ..shards.images import open_images
-    from .bottleneck import find_site
-    from .diffusion import open_model
     from .engines.local import run_local
     from .engines.ranks import launched_ranks, run_here, share
     from .job import Job, finalise
@@ -158,12 +160,7 @@ def generate(
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is none of {', '.join(ENGINES)}")
     output = open_output(str(out))
-    source = open_images(images, download=download)
-    opened = open_model(model)
-    opened.check_labels(len(source.classes) if source.classes else None, config.guidance)
-    if config.site == "middle":  # a word for every model; the plan holds the path in this one
-        config = replace(config, site=opened.site)
-    find_site(opened.network, config.site)
+    config, source, opened = open_inputs(config, images, model, download=download)
     plan = make_plan(config, ModelInfo(opened.sha256, opened.image_size), source)
     rank, world, local_rank = launched_ranks()
     claim(plan, output)
@@ -201,6 +198,38 @@ def generate(
     # A launcher ends all its ranks when one exits with an error, so the last one reports.
     if failed and (world == 1 or len(failed) == len(missing)):
         raise QuarantineError(report(output, failed.values()))
+
+
+def open_inputs(
+    config: GenerateConfig, images: str, model: str, *, download: bool = False
+) -> tuple[GenerateConfig, ImageSource, DiffusionModel]:
+    """Open images and model; return them, and the config with the site's path in this model.
+
+    Raises ValueError when one of them cannot be opened, or does not suit the others.
+    """
+    from ..shards.images import open_images
+    from .bottleneck import find_site
+    from .diffusion import open_model
+
+    source = open_images(images, download=download)
+    opened = open_model(model)
+    opened.check_labels(len(source.classes) if source.classes else None, config.guidance)
+    if config.site == "middle":
+        config = replace(config, site=opened.site)
+    find_site(opened.network, config.site)
+    return config, source, opened
+
+
+def _sites(model: str) -> str:
+    """Return a line for each module that can be mixed: its path, and the shape of its output."""
+    from .diffusion import open_model
+
+    opened = open_model(model)
+    rows = [
+        f"{path:48} {' x '.join(map(str, shape))}{'  (middle)' * (path == opened.site)}"
+        for path, shape in opened.sites().items()
+    ]
+    return "\n".join(rows)
 
 
 def _show_receipts(bar: tqdm[Any], job: Job, _: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bottleneck import Denoise
+from .bottleneck import Denoise, list_sites
 
 # (x, t, labels) -> the network's output: x (B, C, H, W) float32, t (B,), labels (B,) or None.
 Run = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -70,6 +70,15 @@ class DiffusionModel:
             return (1 + guidance) * of_label - guidance * of_none
 
         return guided
+
+    @torch.no_grad()
+    def sites(self) -> dict[str, tuple[int, ...]]:
+        """Return the paths that can be the site, in the order in which they run, with shapes."""
+        weight = next(self.network.parameters())
+        labels = torch.zeros(1, dtype=torch.long, device=weight.device)
+        denoise = self.denoiser(labels if self.label_rows else None)
+        x = torch.zeros(1, *self.shape, device=weight.device)
+        return list_sites(denoise, self.network, x, torch.tensor(1, device=weight.device))
 
     def check_labels(self, classes: int | None, guidance: float) -> None:
         """Raise ModelError when images of so many classes (None: no labels) do not suit it."""

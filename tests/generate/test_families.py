@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import (
     AutoencoderKL,
     DDIMPipeline,
@@ -26,7 +27,7 @@ from diffusers import (
     VQModel,
 )
 
-from clsp.generate.__main__ import generate
+from clsp.generate.__main__ import generate, main
 from clsp.generate.config import GenerateConfig
 from clsp.generate.denoiser import ModelError
 from clsp.generate.diffusion import open_model
@@ -191,6 +192,23 @@ def test_a_set_is_made_with_it(
     assert made[0.2].manifest.plan["config"]["site"] == model.site
     assert made[0.2].manifest.image_size == model.image_size == 8
     assert made[0.2].record(0).positives != made[1.0].record(0).positives
+
+
+@pytest.mark.parametrize(
+    ("family", "line"),
+    [
+        (ddpm, "mid_block 16 x 4 x 4 (middle)"),
+        (with_labels, "up_blocks.0 16 x 8 x 8"),
+        (dit, "transformer_blocks.1 4 x 16 (middle)"),
+    ],
+)
+def test_the_sites_are_printed(
+    folder: Callable[..., Path], family: Callable[[Path], None], line: str
+) -> None:
+    arguments = ["--images=digits", "--out=unused", f"--model={folder(family)}", "--site=list"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert line in [" ".join(printed.split()) for printed in result.output.splitlines()]
 
 
 @torch.no_grad()
