@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..shards.images import ImageSource
+    from .cost import Cost
     from .denoiser import DiffusionModel
     from .job import Job
 
@@ -75,6 +76,8 @@ class _Slice(click.ParamType["slice[Any, Any, Any]"]):
 )
 @click.option("--address", help="The Ray cluster's address; default: Ray on this machine.")
 @click.option("--shards", type=_Slice(), help="Make only shards A to B-1, as one task of many.")
+@click.option("--dry-run", is_flag=True, help="Print what it would cost, and make nothing.")
+@click.option("--probe", default=20.0, show_default=True, help="Seconds of the dry run's probe.")
 @click.option("--download", is_flag=True, help="Fetch the image data set if it is not there.")
 @click.option(
     "--status",
@@ -95,6 +98,8 @@ def main(
     engine: str,
     address: str | None,
     shards: slice | None,
+    dry_run: bool,
+    probe: float,
     download: bool,
     **options: Any,
 ) -> None:
@@ -110,6 +115,9 @@ def main(
     try:
         if config.site == "list":
             click.echo(_sites(model))
+            return
+        if dry_run:
+            click.echo(_cost(config, images, model, _devices(device, workers), probe, download))
             return
         generate(
             config,
@@ -230,6 +238,25 @@ def _sites(model: str) -> str:
         for path, shape in opened.sites().items()
     ]
     return "\n".join(rows)
+
+
+def _cost(
+    config: GenerateConfig,
+    images: str,
+    model: str,
+    devices: list[str],
+    probe: float,
+    download: bool,
+) -> Cost:
+    import torch
+
+    from .cost import estimate
+    from .job import THREADS
+
+    config, source, opened = open_inputs(config, images, model, download=download)
+    torch.set_num_threads(THREADS)
+    opened.to(devices[0], getattr(torch, config.dtype), channels_last=config.channels_last)
+    return estimate(config, opened, source, device=devices[0], workers=len(devices), probe=probe)
 
 
 def _show_receipts(bar: tqdm[Any], job: Job, _: int) -> None:
