@@ -42,6 +42,7 @@ class GenerateConfig:
     dtype: Literal["float32", "bfloat16"] = _help("Arithmetic of the denoiser.", "float32")
     channels_last: bool = _help("Let the denoiser keep its images channels last.", False)
     image_format: Literal["png", "webp", "jpeg"] = _help("Format of stored images.", "png")
+    anchors: bool = _help("Store the anchors too, not only hashes that tell which they are.", True)
     shard_size: int = _help("Anchors a shard.", 1000)
 
     def __post_init__(self) -> None:

@@ -161,6 +161,7 @@ def finalise(job: Job) -> Manifest:
         image_size=plan.model.image_size,
         samples=plan.source["samples"],
         shards=tuple(receipt.shard for receipt in receipts.values()),
+        anchors=config.anchors,
         source=plan.source,
         plan_id=plan.id,
         plan=json.loads(plan.to_json()),

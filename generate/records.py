@@ -174,7 +174,7 @@ def _record(
             meta["class"] = source.classes[meta["label"]]
     return Record(
         source.key(index),
-        encode_image(anchor, config.image_format),
+        encode_image(anchor, config.image_format) if config.anchors else None,
         tuple(encode_image(image, config.image_format) for image in positives),
         meta,
         config.image_format,

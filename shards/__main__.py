@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..recipes import progress
+from ..recipes import LazyGroup, progress
 from . import share
 from .check import ShardError
 from .reader import ShardSet
@@ -34,6 +34,7 @@ def _describe(shards: ShardSet) -> str:
         "sampling": how or "unknown",
         "model": manifest.plan.get("model", {}).get("sha256", "unknown"),
         "plan": manifest.plan_id or "none",
+        "derived": "; ".join(manifest.plan.get("derived", [])) or "no",
         "made on": "; ".join(
             ", ".join(f"{name} {value}" for name, value in sorted(print_.items()))
             for print_ in manifest.fingerprints
@@ -43,9 +44,22 @@ def _describe(shards: ShardSet) -> str:
     return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
 
 
-@click.group()
+_MORE = {
+    "diff": "Say in what two sets differ.",
+    "join": "Pair a set that carries no anchors with your own.",
+    "merge": "Write several sets as one.",
+    "split": "Write disjoint parts of a set.",
+    "strip": "Write a set without its anchors.",
+    "subset": "Write N records of each class.",
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy={name: ("clsp.shards.commands", name, line) for name, line in _MORE.items()},
+)
 def main() -> None:
-    """Index, verify, describe, push and pull shard sets."""
+    """Check, describe, edit and share shard sets."""
 
 
 @main.command()

@@ -115,13 +115,6 @@ class Manifest:
             raise ValueError("a class has a name that is no text")
         if not all(isinstance(print_, dict) for print_ in self.fingerprints):
             raise ValueError("a fingerprint is no object")
-        # A member takes a header and at least one block of content.
-        least = 1024 * (self.positives + bool(self.anchors) + 1)
-        for shard in self.shards:
-            if shard.samples * least > shard.bytes:
-                raise ValueError(
-                    f"shard {shard.name}: {shard.samples} records do not fit in {shard.bytes} bytes"
-                )
         total = sum(shard.samples for shard in self.shards)
         if total != self.samples:
             raise ValueError(f"its shards hold {total} records, it says {self.samples}")
@@ -167,7 +160,15 @@ def parse_manifest(data: bytes) -> Manifest:
         values["shards"] = tuple(ShardFile(**shard) for shard in values["shards"])
         values["classes"] = tuple(values["classes"]) if values["classes"] else None
         values["fingerprints"] = tuple(values["fingerprints"])
-        return Manifest(**values)
+        manifest = Manifest(**values)
+        # A member takes a header and at least one block of content.
+        least = 2 * BLOCK * (manifest.positives + bool(manifest.anchors) + 1)
+        for shard in manifest.shards:
+            if shard.samples * least > shard.bytes:
+                raise ValueError(
+                    f"shard {shard.name}: {shard.samples} records do not fit in {shard.bytes} bytes"
+                )
+        return manifest
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(repr(error)) from error
 

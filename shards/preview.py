@@ -16,8 +16,9 @@ _GAP, _TILE = 4, 48  # pixels: space between images, and the least side of a til
 def contact_sheet(anchors: np.ndarray, positives: np.ndarray) -> bytes:
     """Return a PNG in which each row is an anchor, a gap, and its positives.
 
-    anchors: (N, H, W, 3) uint8; positives: (N, K, H, W, 3) uint8. Rows are laid out in as many
-    columns as make the sheet about square; small images are enlarged without smoothing.
+    anchors: (N, H, W, 3) uint8, or (0,) of a set without them; positives: (N, K, H, W, 3) uint8.
+    Rows are laid out in as many columns as make the sheet about square; small images are enlarged
+    without smoothing.
     """
     count, per_anchor, height, width, _ = positives.shape
     scale = max(1, -(-_TILE // max(height, width)))
@@ -29,7 +30,8 @@ def contact_sheet(anchors: np.ndarray, positives: np.ndarray) -> bytes:
     for index in range(count):
         column, row = divmod(index, rows)
         top, left = row * tile_h + _GAP, column * row_w + _GAP
-        for slot, image in enumerate([anchors[index], *positives[index]]):
+        anchor = anchors[index] if len(anchors) else np.full_like(positives[index, 0], 255)
+        for slot, image in enumerate([anchor, *positives[index]]):
             x = left + slot * tile_w + (2 * _GAP if slot else 0)
             large = image.repeat(scale, axis=0).repeat(scale, axis=1)
             sheet[top : top + large.shape[0], x : x + large.shape[1]] = large

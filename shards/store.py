@@ -10,6 +10,7 @@ from .check import Member, ShardError, check_tar, index_bytes, walk
 from .download import fetch
 from .files import write_atomic
 from .images import STORED_FORMATS, ImageError, decode_image
+from .join import JOINED, load_joined, open_joined
 from .manifest import (
     MOST_MANIFEST_BYTES,
     Manifest,
@@ -30,7 +31,8 @@ def open_set(
 ) -> ShardSet:
     """Open the shard set in a folder, or at an address such as `https://HOST/SET`.
 
-    Of a folder, checks that every shard and index is there and that each shard has the manifest's
+    A folder that `clsp shards join` wrote is its set with the reader's own anchors. Of another
+    folder, checks that every shard and index is there and that each shard has the manifest's
     size; hashes are compared by `ShardSet.verify`. From another address only the manifest is
     read; each shard is fetched, hashed and kept in `cache` when a record of it is first asked for.
     cache: a folder, by default the user's; cache_limit: bytes that fetched shards may take there.
@@ -44,6 +46,11 @@ def open_set(
     folder = Path(address)
     if not folder.is_dir():
         raise ShardError(f"{folder} is not a folder")
+    if (folder / JOINED).is_file() and not (folder / "manifest.json").exists():
+        base = load_joined(folder)[0]
+        if not is_remote(base) and (Path(base) / JOINED).exists():
+            raise ShardError(f"{folder} joins {base}, which is a joined view itself")
+        return open_joined(folder, open_set(base, cache=cache, cache_limit=cache_limit))
     shards = ShardSet(folder, load_manifest(folder))
     for shard in shards.manifest.shards:
         for path in (shards.shard_path(shard), shards.index_path(shard)):

@@ -20,6 +20,7 @@ from PIL import Image
 from clsp.generate.__main__ import generate, main
 from clsp.generate.config import GenerateConfig
 from clsp.generate.plan import PlanError
+from clsp.shards.edit import strip
 from clsp.shards.images import decode_image, open_images
 from clsp.shards.store import open_set
 
@@ -264,3 +265,14 @@ def test_a_changed_model_is_refused(
 def test_a_config_out_of_range_is_refused(setting: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GenerateConfig(**setting)
+
+
+def test_a_set_without_anchors_is_the_stripped_set(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    config = replace(TINY, anchors=False)
+    generate(config, f"folder:{digit_folder}", str(tiny_model), bare, device="cpu", workers=1)
+    stripped = strip(open_set(undisturbed), tmp_path / "stripped")
+    assert not open_set(bare).manifest.anchors
+    assert open_set(bare).manifest.shards == stripped.manifest.shards
