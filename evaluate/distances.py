@@ -78,11 +78,16 @@ def _jackknife(a: Tensor, b: Tensor, distance: Callable[[Tensor, Tensor], float]
     if fewest < 2 * GROUPS:
         raise ValueError(f"a distance of {fewest} images was asked for, expected {2 * GROUPS}")
     a, b = a.double(), b.double()
-    without = []
-    for group in range(GROUPS):
-        kept = (torch.arange(len(x), device=x.device) % GROUPS != group for x in (a, b))
-        without.append(distance(*(x[rows] for x, rows in zip((a, b), kept, strict=True))))
+    groups = [_groups(len(x)).to(x.device) for x in (a, b)]
+    without = [
+        distance(a[groups[0] != number], b[groups[1] != number]) for number in range(GROUPS)
+    ]
     value = distance(a, b)
     error = float(np.sqrt((GROUPS - 1) * np.var(without)))
     reach = float(student.ppf((1 + CONFIDENCE) / 2, GROUPS - 1)) * error
     return Distance(value, value - reach, value + reach)
+
+
+def _groups(count: int) -> Tensor:
+    """Return a group for each of so many images, drawn, because images may come in any pattern."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0)) % GROUPS
