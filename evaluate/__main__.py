@@ -31,6 +31,7 @@ RECIPES = Path(__file__).parent / "recipes"
 # name: (module, attribute, one line for `clsp evaluate --help`)
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("clsp.evaluate.compare", "main", "Put evaluated encoders side by side."),
+    "representation": ("clsp.evaluate.representation", "main", "Look into an encoder's layers."),
     "positives": ("clsp.evaluate.audit", "main", "Measure and score a set's positives."),
 }
 

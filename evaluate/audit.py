@@ -152,18 +152,16 @@ def _write_report(
     rows = []
     for name, (words, form) in _WORDS.items():
         if name in values:
-            text = format(values[name], form)
+            interval = ""
             if f"{name}_low" in values:
-                low, high = (format(values[f"{name}_{end}"], form) for end in ("low", "high"))
-                text += f" ± {low} to {high}"
-            rows.append((words, text))
+                ends = (values[f"{name}_{end}"] for end in ("low", "high"))
+                interval = " to ".join(format(end, form) for end in ends)
+            rows.append((words, format(values[name], form), interval))
     texts = {**set_sheets(shards), **extremes(shards, found)}
     parts = [
         heading("Numbers"),
-        table(("", "value"), rows),
-        note(
-            "Small: the 95 % confidence interval, by leaving out a tenth of the records at a time."
-        ),
+        table(("", "value", "95 % interval"), rows),
+        note("Intervals: the jackknife that leaves out a tenth of the images at a time."),
         heading("From easy to hard"),
         picture(histogram_figure(cosines, "cosine"), "cosines of pairs of images", keep, "cosines"),
     ]

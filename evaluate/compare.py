@@ -40,7 +40,7 @@ class Run:
     def way(self) -> dict[str, Any]:
         """How it was trained, seeds apart; of an encoder made elsewhere, which it is."""
         way = {name: value for name, value in self.training.items() if name != "seed"}
-        return way if "method" in way else {"encoder": self.about["encoder"]}
+        return way if "positive" in way else {"encoder": self.about["encoder"]}
 
 
 def load_run(folder: Path) -> Run:

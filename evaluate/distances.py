@@ -79,9 +79,7 @@ def _jackknife(a: Tensor, b: Tensor, distance: Callable[[Tensor, Tensor], float]
         raise ValueError(f"a distance of {fewest} images was asked for, expected {2 * GROUPS}")
     a, b = a.double(), b.double()
     groups = [_groups(len(x)).to(x.device) for x in (a, b)]
-    without = [
-        distance(a[groups[0] != number], b[groups[1] != number]) for number in range(GROUPS)
-    ]
+    without = [distance(a[groups[0] != number], b[groups[1] != number]) for number in range(GROUPS)]
     value = distance(a, b)
     error = float(np.sqrt((GROUPS - 1) * np.var(without)))
     reach = float(student.ppf((1 + CONFIDENCE) / 2, GROUPS - 1)) * error

@@ -113,10 +113,12 @@ def scatter_figure(
 
     panels: by name, (N, 2); labels: (N,) in 0..C-1.
     """
-    figure = Figure(figsize=(4.6 * len(panels), 4.9), layout="constrained")
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 4.6 * lines + 0.4), layout="constrained")
     colors = colormaps["tab10" if len(classes) <= 10 else "hsv"].resampled(len(classes))
     for number, (name, points) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), number + 1)
+        axes = figure.add_subplot(lines, columns, number + 1)
         for label, title in enumerate(classes):
             x, y = points[labels == label].T
             axes.scatter(x, y, s=5, color=colors(label), linewidths=0, alpha=0.7, label=title)

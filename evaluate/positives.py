@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,13 +46,11 @@ class SetFeatures(NamedTuple):
 def set_features(shards: ShardSet, encoder: Encoder, *, device: str = "cpu") -> SetFeatures:
     """Return the encoder's features of every image of a set, and of two views of each anchor.
 
-    The views are drawn as in the encoder's own training. Raises ShardError for a set without
-    anchors and for a damaged one.
+    Raises ShardError for a set without anchors and for a damaged one.
     """
     if not shards.manifest.anchors:
         raise ShardError(f"{shards.folder} carries no anchors to measure its positives against")
     encoder = encoder.to(device).eval()
-    config = _view_config(encoder)
     names = ["anchor", *(f"p{number}" for number in range(shards.positives))]
     parts: dict[str, list[Tensor]] = {"images": [], "views": []}
     labels = []
@@ -61,19 +60,30 @@ def set_features(shards: ShardSet, encoder: Encoder, *, device: str = "cpu") -> 
             pixels = torch.from_numpy(np.stack([shards.pixels(row, names) for row in rows]))
             images = pixels.flatten(0, 1).permute(0, 3, 1, 2).to(device)
             parts["images"].append(_embed(encoder, images).unflatten(0, (len(rows), len(names))))
-            keys = np.array([hash_key(shards.key(row)) for row in rows], np.uint64)
+            keys = [shards.key(row) for row in rows]
             anchors = images[:: len(names)].contiguous()
-            views = []
-            for number in range(2):
-                draws = uniforms(0, 0, keys, f"view{number}", DRAWS)
-                drawn = draw_parameters(config, draws, anchors.shape[-1])
-                views.append(encoder(_resize(make_view(anchors, drawn, config), encoder)))
-            parts["views"].append(torch.stack(views, dim=1).float().cpu())
+            parts["views"].append(view_features(encoder, anchors, keys))
             labels += [json.loads(shards.read(row, ["json"])["json"]).get("label") for row in rows]
             bar.update(len(rows))
     found = torch.cat(parts["images"])
     known = None if None in labels else torch.tensor(labels)
     return SetFeatures(found[:, 0], found[:, 1:], torch.cat(parts["views"]), known)
+
+
+@torch.no_grad()
+def view_features(encoder: Encoder, images: Tensor, keys: Sequence[str]) -> Tensor:
+    """Return the features of two augmented views of each image, (B, 2, F), on the CPU.
+
+    images: (B, 3, S, S) uint8 on the encoder's device; keys: their names, which decide the draws.
+    The views are drawn as in the encoder's own training, or as CIFAR-10's where it had none.
+    """
+    config, hashes = _view_config(encoder), np.array([hash_key(key) for key in keys], np.uint64)
+    views = []
+    for number in range(2):
+        draws = uniforms(0, 0, hashes, f"view{number}", DRAWS)
+        drawn = draw_parameters(config, draws, images.shape[-1])
+        views.append(encoder(_resize(make_view(images, drawn, config), encoder)))
+    return torch.stack(views, dim=1).float().cpu()
 
 
 def _view_config(encoder: Encoder) -> TrainConfig:

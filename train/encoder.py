@@ -86,6 +86,11 @@ def _tiny() -> nn.Module:
     )
 
 
+def build_projector(width: int, hidden: int, dim: int) -> nn.Sequential:
+    """Return a projector: features (B, width) -> (B, dim)."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+
+
 class ProjectedEncoder(nn.Module):
     """Backbone and projector: V views, each (B, 3, H, W) -> V times z (B, D) of unit length.
 
@@ -96,11 +101,8 @@ class ProjectedEncoder(nn.Module):
         super().__init__()
         self.backbone = build_backbone(config.arch, config.stem, image_size)
         self.split = config.bn_mode == "split"
-        self.projector = nn.Sequential(
-            nn.Linear(feature_dim(config.arch, self.backbone), config.hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(config.hidden, config.dim),
-        )
+        width = feature_dim(config.arch, self.backbone)
+        self.projector = build_projector(width, config.hidden, config.dim)
 
     def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
         batches = list(views) if self.split else [torch.cat(list(views))]
@@ -128,10 +130,17 @@ class Encoder(nn.Module):
         return features
 
 
-def export_encoder(folder: Path, backbone: nn.Module, config: TrainConfig, image_size: int) -> Path:
+def export_encoder(
+    folder: Path,
+    backbone: nn.Module,
+    config: TrainConfig,
+    image_size: int,
+    projector: nn.Module | None = None,
+) -> Path:
     """Write `encoder.safetensors`, the backbone's state dict, and `encoder.json`; return `folder`.
 
-    For resnet18 and resnet50 the names are torchvision's own.
+    For resnet18 and resnet50 the names are torchvision's own. The projector, which features do not
+    need, is written beside them for who wants to look into it, as `projector.safetensors`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = {
@@ -144,6 +153,9 @@ def export_encoder(folder: Path, backbone: nn.Module, config: TrainConfig, image
     }
     tensors = {name: value.contiguous().cpu() for name, value in backbone.state_dict().items()}
     write_atomic(folder / "encoder.safetensors", save(tensors))
+    if projector is not None:
+        layers = {name: value.contiguous().cpu() for name, value in projector.state_dict().items()}
+        write_atomic(folder / "projector.safetensors", save(layers))
     write_atomic(folder / "encoder.json", (json.dumps(about, indent=2) + "\n").encode())
     return folder
 
@@ -166,6 +178,25 @@ def load_encoder(path: str | Path) -> Encoder:
     except (ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{folder} is no exported encoder: {error}") from error
     return encoder.eval()
+
+
+def load_projector(path: str | Path) -> nn.Sequential:
+    """Open the projector that was exported beside an encoder, on the CPU and in eval mode.
+
+    Raises ValueError for a folder that holds none.
+    """
+    folder = Path(path)
+    weights = folder / "projector.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{folder} has no projector: {weights.name} is missing")
+    try:
+        about = json.loads((folder / "encoder.json").read_text())
+        config = about["config"]
+        projector = build_projector(about["feature_dim"], config["hidden"], config["dim"])
+        projector.load_state_dict(load_file(weights))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{weights} is no projector of its encoder: {error}") from error
+    return projector.eval()
 
 
 def torchvision_state_dict(path: str | Path) -> dict[str, Tensor]:

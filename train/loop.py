@@ -128,7 +128,9 @@ def _train(
             }
             save_checkpoint(checkpoints, done, collect_state(modules, optimizer), about)
     if main:
-        export_encoder(out / "encoder", encoder.backbone, config, stream.image_size)
+        export_encoder(
+            out / "encoder", encoder.backbone, config, stream.image_size, encoder.projector
+        )
     accelerator.wait_for_everyone()
     log.close()  # ends the process group too
     return out / "encoder"

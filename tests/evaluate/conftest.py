@@ -11,7 +11,7 @@ import torch
 from clsp.evaluate.features import Features
 from clsp.shards.images import load_pixels, open_images
 from clsp.train.config import TrainConfig
-from clsp.train.encoder import build_backbone, export_encoder
+from clsp.train.encoder import build_backbone, build_projector, export_encoder
 
 
 def make_features(count: int, seed: int, spread: float = 0.6) -> Features:
@@ -39,12 +39,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run's folder with an untrained encoder and three rows of metrics."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    config = TrainConfig(arch="resnet-tiny", mean=(0.3,) * 3, std=(0.4,) * 3)
+    config = TrainConfig(arch="resnet-tiny", hidden=32, dim=8, mean=(0.3,) * 3, std=(0.4,) * 3)
     backbone = build_backbone("resnet-tiny", "cifar")
     pixels = torch.from_numpy(load_pixels(open_images("digits:train"))).permute(0, 3, 1, 2)
     for _ in range(20):  # so that batch norm knows the digits
         backbone((pixels / 255 - 0.3) / 0.4)
-    export_encoder(folder / "encoder", backbone, config, 8)
+    export_encoder(folder / "encoder", backbone, config, 8, build_projector(64, 32, 8))
     rows = [
         {"step": n, "epoch": n / 2, "contrastive": 3 / n, "embedding_std": 0.5, "lr": 0.1}
         for n in (1, 2, 3)
