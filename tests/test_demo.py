@@ -12,7 +12,7 @@ from clsp.shards.store import open_set
 
 
 def test_every_stage_runs_and_reports(tmp_path: Path) -> None:
-    flags = [f"--out={tmp_path}", "--seeds=2", "--fit-steps=40", "--epochs=1", "--workers=2"]
+    flags = [f"--out={tmp_path}", "--seeds=2", "--fit-steps=40", "--epochs=2", "--workers=2"]
     result = CliRunner().invoke(main, flags)
     assert result.exit_code == 0, result.output
     sets = [open_set(tmp_path / "positives" / part) for part in ("train", "test")]
