@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,6 +88,11 @@ class FitConfig:
     batch: int = _help("Images a step, over all ranks.", 128)
     lr: float = _help("Adam's learning rate after the warm-up.", 2e-4)
     warmup: int = _help("Steps of linear warm-up.", 5000)
+    lr_decay: bool = _help("Let the rate fall to 0 by half a cosine behind the warm-up.", False)
+    min_snr: float = _help(
+        "Largest signal-to-noise ratio that counts in the loss (Min-SNR weights); 0: no weights.",
+        0.0,
+    )
     ema: float = _help("Decay of the weights' moving average, which is what gets saved.", 0.9999)
     clip: float = _help("Largest gradient norm.", 1.0)
     flip: bool = _help("Mirror half of the images.", True)
@@ -103,6 +109,8 @@ class FitConfig:
                 f"image_size {self.image_size} must be a multiple of {shrink}, because "
                 f"{levels} levels halve it {levels - 1} times"
             )
+        if self.min_snr < 0:
+            raise ValueError(f"min_snr is {self.min_snr}, expected 0 or more")
         if any(level not in range(levels) for level in self.attention):
             raise ValueError(f"attention levels {self.attention} are not all in 0..{levels - 1}")
         narrow = [self.channels * m for m in self.channel_mult if self.channels * m % self.groups]
@@ -111,3 +119,11 @@ class FitConfig:
         for name in ("steps", "batch", "save_every", "sample_every", "sample_steps", "timesteps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+def fit_learning_rate(config: FitConfig, step: int) -> float:
+    """Return the rate of step `step`, counted from 0."""
+    if step < config.warmup or not config.lr_decay:
+        return config.lr * min(1.0, (step + 1) / max(1, config.warmup))
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))

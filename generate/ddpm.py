@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import Tensor
 
 from ..shards.files import temporary_name, write_atomic
 from .config import FitConfig
@@ -41,6 +42,23 @@ def noise_schedule(config: FitConfig) -> DDPMScheduler:
         beta_start=config.beta_start,
         beta_end=config.beta_end,
     )
+
+
+def denoising_loss(eps: Tensor, noise: Tensor, alpha_bar: Tensor, min_snr: float = 0.0) -> Tensor:
+    """Return the mean squared error of predicted noise, each image weighted by its noise level.
+
+    eps, noise: (B, C, H, W); alpha_bar: (B,), of each image's timestep.
+    min_snr: gamma; an image's weight is min(SNR, gamma) / SNR with SNR = alpha_bar / (1 -
+    alpha_bar), so that the many almost clean images do not rule the gradient. 0 weights all alike,
+    as in the DDPM paper.
+
+    Hang et al., 2023, arXiv:2303.09556.
+    """
+    error = (eps.float() - noise).square().flatten(1).mean(dim=1)  # (B,)
+    if min_snr:
+        snr = alpha_bar / (1 - alpha_bar)
+        error = error * snr.clamp(max=min_snr) / snr
+    return error.mean()
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import click
 
 from ..recipes import announce, build_config, config_options, progress, recipe_option
 from ..shards.files import write_atomic
-from .config import FitConfig
+from .config import FitConfig, fit_learning_rate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,9 +52,12 @@ def _step_seed(config: FitConfig, step: int, rank: int) -> int:
     return (config.seed << 40) + (step << 16) + rank
 
 
-def fit(config: FitConfig, out: Path, *, download: bool = False) -> Path:
+def fit(
+    config: FitConfig, out: Path, *, download: bool = False, compile_unet: bool = False
+) -> Path:
     """Train the model of `config` into the folder `out` and return it; goes on where it stopped.
 
+    compile_unet: let torch.compile speed up the steps, after a minute or two.
     Runs on whatever Accelerate finds: one device, or each rank of `accelerate launch`.
     Raises ValueError for images that cannot be used, and for an `out` that holds another
     config's run.
@@ -65,7 +68,7 @@ def fit(config: FitConfig, out: Path, *, download: bool = False) -> Path:
 
     from ..shards.images import encode_image, load_pixels, open_images
     from ..shards.order import batch_indices, check_batch, epoch_order, steps_per_epoch
-    from .ddpm import build_unet, noise_schedule, sample_grid, save_pipeline
+    from .ddpm import build_unet, denoising_loss, noise_schedule, sample_grid, save_pipeline
     from .fit_state import load_state, save_state
 
     accelerator = Accelerator()
@@ -78,14 +81,18 @@ def fit(config: FitConfig, out: Path, *, download: bool = False) -> Path:
 
     torch.manual_seed(config.seed)
     unet = build_unet(config)
-    unet.to(device)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    unet.to(device, memory_format=layout)
     average = EMAModel(unet.parameters(), decay=config.ema, foreach=True)
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.lr)
     start = load_state(run / "checkpoint.safetensors", config, unet, average, optimizer)
     if main:
         announce(config, run / "config.json")
     noising = noise_schedule(config)
+    alpha_bar = noising.alphas_cumprod.to(device)
     model, optimizer = accelerator.prepare(unet, optimizer)
+    if compile_unet:
+        model = torch.compile(model)
     per_epoch = steps_per_epoch(len(pixels), config.batch)
     order = epoch_order(config.seed, start // per_epoch, (len(pixels),))
 
@@ -111,9 +118,10 @@ def fit(config: FitConfig, out: Path, *, download: bool = False) -> Path:
         # Dropout is the only draw from the global generator.
         torch.manual_seed(_step_seed(config, step, rank))
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
-        eps = model(noising.add_noise(images, noise, t), t).sample
-        loss = torch.nn.functional.mse_loss(eps, noise)
+            group["lr"] = fit_learning_rate(config, step)
+        noisy = noising.add_noise(images, noise, t).contiguous(memory_format=layout)
+        eps = model(noisy, t).sample
+        loss = denoising_loss(eps, noise, alpha_bar[t], config.min_snr)
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -145,16 +153,17 @@ def fit(config: FitConfig, out: Path, *, download: bool = False) -> Path:
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @click.option("--download", is_flag=True, help="Fetch the data set if it is not there.")
+@click.option("--compile", "compile_unet", is_flag=True, help="Use torch.compile.")
 @recipe_option(RECIPES)
 @config_options(FitConfig)
-def main(out: Path, download: bool, **options: Any) -> None:
+def main(out: Path, download: bool, compile_unet: bool, **options: Any) -> None:
     """Train an unconditional diffusion model on an image source.
 
     Stopped at any moment, the same command goes on from the last checkpoint.
     """
     config = build_config(FitConfig, options)
     try:
-        fit(config, out, download=download)
+        fit(config, out, download=download, compile_unet=compile_unet)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 

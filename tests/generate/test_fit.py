@@ -17,8 +17,8 @@ from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from clsp.generate.config import FitConfig
-from clsp.generate.ddpm import build_unet
+from clsp.generate.config import FitConfig, fit_learning_rate
+from clsp.generate.ddpm import build_unet, denoising_loss
 from clsp.generate.fit import draw_batch, fit
 
 TINY = FitConfig(
@@ -126,3 +126,37 @@ def test_the_reference_setting_has_the_papers_size() -> None:
 def test_a_config_out_of_range_is_refused(setting: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FitConfig(images="digits", **setting)
+
+
+def test_the_rate_warms_up_and_decays() -> None:
+    config = replace(TINY, steps=100, warmup=10, lr=1.0)
+    assert [fit_learning_rate(config, step) for step in (0, 9, 50, 99)] == [0.1, 1, 1, 1]
+    decaying = replace(config, lr_decay=True)
+    rates = [fit_learning_rate(decaying, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert rates[55] == pytest.approx(0.5)
+    assert sorted(rates[10:], reverse=True) == rates[10:]
+    assert 0 < rates[-1] < 0.001
+
+
+def test_min_snr_weights_equal_a_slow_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    eps, noise = torch.randn((2, 6, 3, 4, 4), generator=generator)
+    alpha_bar = torch.tensor([0.999, 0.95, 0.9, 0.5, 0.1, 0.001])
+    expected = 0.0
+    for image in range(6):
+        snr = float(alpha_bar[image] / (1 - alpha_bar[image]))
+        error = sum((eps[image] - noise[image]).flatten().tolist()[i] ** 2 for i in range(48)) / 48
+        expected += error * min(snr, 5.0) / snr / 6
+    assert float(denoising_loss(eps, noise, alpha_bar, 5.0)) == pytest.approx(expected, rel=1e-5)
+    plain = torch.nn.functional.mse_loss(eps, noise)
+    assert float(denoising_loss(eps, noise, alpha_bar)) == pytest.approx(float(plain), rel=1e-6)
+
+
+def test_a_compiled_fit_saves_the_same_kind_of_model(tmp_path: Path) -> None:
+    config = replace(TINY, steps=3, sample_every=3, dropout=0.0)
+    plain, compiled = fit(config, tmp_path / "a"), fit(config, tmp_path / "b", compile_unet=True)
+    one, other = weights(plain), weights(compiled)
+    assert set(one) == set(other)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-3)
