@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
+from clsp.shards.check import ShardError
 from clsp.shards.manifest import file_sha256
 from clsp.shards.reader import ShardSet
+from clsp.shards.share import pull
 from clsp.shards.store import open_set
 
-from .faults import FaultServer
+from .faults import PERMANENT, TRANSIENT, FaultServer
+
+_ALWAYS = 10**6
 
 
 def wrong_files(cache: Path) -> list[Path]:
@@ -54,3 +60,42 @@ def kill_readers(shards: ShardSet, cache: Path, trials: int) -> dict[str, int]:
         read_all(*places, trials)
         wrong += len(wrong_files(cache))
     return {"kills": trials, "kills during a download": unfinished, "wrong files": wrong}
+
+
+def break_pulls(shards: ShardSet, older: Path, folder: Path, trials: int) -> dict[str, int]:
+    """Pull a set from a server that breaks its answers for one file, once, a few times or always.
+
+    older: a set of the same names with other bytes, which a stale answer comes from. Counts pulls
+    by how they ended; "silent" are those that ended well with wrong or missing bytes, or with an
+    error and yet a manifest, and "given up" those that should have come through.
+    """
+    dice, counts = random.Random(0), Counter(trials=trials, silent=0, given_up=0)
+    names = [path.relative_to(shards.folder).as_posix() for path in shards.folder.rglob("*.*")]
+    names.append("SHA256SUMS")
+    expected = {name: (shards.folder / name).read_bytes() for name in names}
+    for trial in range(trials):
+        fault = (*TRANSIENT, *PERMANENT)[trial % len((*TRANSIENT, *PERMANENT))]
+        name, times = dice.choice(names), dice.choice((1, 2, 4, _ALWAYS))
+
+        def choose(
+            asked: str, count: int, fault: str = fault, name: str = name, times: int = times
+        ) -> str | None:
+            if asked != name or count > times:
+                return None
+            # A range is asked for when the beginning is here already.
+            return "cut, length" if fault.startswith("range") and count == 1 else fault
+
+        here = folder / str(trial)
+        with FaultServer(shards.folder, choose, older, stall=1.0, seed=trial) as server:
+            try:
+                pull(server.address, here)
+                counts["came through"] += 1
+                wrong = any((here / name).read_bytes() != data for name, data in expected.items())
+                counts["silent"] += wrong
+            except ShardError:
+                counts["refused"] += 1
+                counts["silent"] += (here / "manifest.json").exists()
+                counts["given_up"] += fault in TRANSIENT and times < _ALWAYS
+            counts["requests repeated"] += server.requests[name] - 1
+        shutil.rmtree(here, ignore_errors=True)
+    return dict(counts)

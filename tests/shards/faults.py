@@ -14,7 +14,7 @@ from typing import Any
 
 PERMANENT = ("404", "403", "410", "other bytes")
 TRANSIENT = (
-    "500", "502", "503", "burst", "429", "html", "416", "closed at once",
+    "500", "502", "503", "429", "html", "416", "closed at once",
     "cut, length", "cut, chunked", "cut, close", "slow", "stalled",
     "range shifted", "range lies", "range ignored", "stale", "flipped", "too long",
 )  # fmt: skip
@@ -31,10 +31,13 @@ class FaultServer:
         self,
         folder: Path,
         choose: Callable[[str, int], str | None] = lambda name, count: None,
+        older: Path | None = None,
         stall: float = 5.0,
         seed: int = 0,
     ) -> None:
-        self.folder, self.choose, self.stall = folder, choose, stall
+        """older: the files of a stale answer; stall: seconds that a stalled one waits."""
+        self.folder, self.choose = folder, choose
+        self.older, self.stall = older or folder, stall
         self.requests: Counter[str] = Counter()
         self._dice, self._lock = random.Random(seed), threading.Lock()
         handler = type("Handler", (_Handler,), {"owner": self})
@@ -79,8 +82,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, fault: str, where: float, data: bytes) -> None:
         if fault == "closed at once":
             return
-        if fault == "burst":
-            fault = "503"
         if fault.isdigit():
             return self._send(int(fault), b"no\n", {"Content-Type": "text/plain"})
         if fault == "html":
@@ -89,7 +90,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             place = int(where * len(data))
             data = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
         elif fault == "stale":
-            data = data[::-1]
+            data = (self.owner.older / self.path.removeprefix("/set/")).read_bytes()
         elif fault == "too long":
             data += b"more"
         status, headers = 200, {"ETag": f'"{fault}"'}
@@ -146,8 +147,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for start in range(0, cut, 700):
             piece = data[start : min(start + 700, cut)]
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-
-
-def before(fault: str, times: int, name: str) -> Callable[[str, int], str | None]:
-    """Return a choice that breaks the first requests for one file, then serves it."""
-    return lambda asked, count: fault if asked == name and count <= times else None
