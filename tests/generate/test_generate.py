@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -67,23 +66,6 @@ def test_the_number_of_workers_does_not_change_a_byte(
     out = tmp_path / "set"
     generate(TINY, f"folder:{digit_folder}", str(tiny_model), out, device="cpu", workers=workers)
     assert content(out) == content(undisturbed)
-
-
-def test_ranks_of_accelerate_launch_make_the_same_set(
-    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    """Two tasks as a cluster starts them: `accelerate launch` in each, the ranks in variables."""
-    arguments = command(digit_folder, tiny_model, tmp_path / "set")
-    accelerate = ["accelerate.commands.launch", "--cpu", "-m", "clsp.generate", *arguments]
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, "-m", *accelerate],
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-        )
-        for rank in (0, 1)
-    ]
-    assert [task.wait(timeout=300) for task in tasks] == [0, 0]
-    assert content(tmp_path / "set") == content(undisturbed)
 
 
 def test_positive_j_does_not_depend_on_k(
