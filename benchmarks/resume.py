@@ -53,8 +53,7 @@ def write_set(folder: Path) -> ShardSet:
 
 def content(item: Tuples) -> list[bytes]:
     """Return everything that training sees of each sample of a batch, as bytes."""
-    assert item.positive is not None
-    parts = [item.anchor, item.positive, *make_views(item, CONFIG, CPU)]
+    parts = [item.anchor, item.positives, *make_views(item, CONFIG, CPU)]
     rows = [part.numpy().reshape(len(item.keys), -1).view(np.uint8) for part in parts]
     rows.append(item.keys.view(np.uint8).reshape(-1, 8))
     return [row.tobytes() for row in np.concatenate(rows, axis=1)]
@@ -69,7 +68,7 @@ def count_equal(folder: Path, cuts: int, seed: int) -> tuple[int, int, int]:
     def batches(rank: int, world: int) -> TupleBatches:
         pixels = dice.choice(caches)
         return TupleBatches(
-            shards, BATCH, CONFIG.seed, positive=True, pixels=pixels, rank=rank, world=world
+            shards, BATCH, CONFIG.seed, positives=1, pixels=pixels, rank=rank, world=world
         )
 
     whole = batches(0, 1)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from .hardness import parse_range
 
+LABELLED = ("supcon",)  # methods that need the labels of the images
+
 
 def _help(text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text})
@@ -20,6 +22,10 @@ class TrainConfig:
     method: Literal["simclr", "moco"] = _help("Objective.", "simclr")
     positive: Literal["none", "synthetic", "real"] = _help(
         "Third view: none, a synthetic positive, or a view of the anchor (the control).", "none"
+    )
+    positives: int = _help("How many of the set's K positives an anchor gets in a step.", 1)
+    positive_as: Literal["term", "view", "neighbour"] = _help(
+        "Where positives enter: the paper's term, one more view, or the nearest neighbour.", "term"
     )
     hardness: str = _help(
         "Draw positives between these quantiles of the set's hardness only, such as 0.2:0.8.", "0:1"
@@ -79,6 +85,7 @@ class TrainConfig:
             "hidden",
             "dim",
             "queue",
+            "positives",
             "save_every",
             "log_every",
         ):

@@ -92,7 +92,7 @@ def build_projector(width: int, hidden: int, dim: int) -> nn.Sequential:
 
 
 class ProjectedEncoder(nn.Module):
-    """Backbone and projector: V views, each (B, 3, H, W) -> V times z (B, D) of unit length.
+    """Backbone and projector: V views, each (B, 3, H, W) -> V projections (B, D), of any length.
 
     All views go through in one call, because a distributed wrapper wants one forward a step.
     """
@@ -107,7 +107,7 @@ class ProjectedEncoder(nn.Module):
     def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
         batches = list(views) if self.split else [torch.cat(list(views))]
         z = torch.cat([self.projector(self.backbone(batch)).float() for batch in batches])
-        return list(nn.functional.normalize(z, dim=1).chunk(len(views)))
+        return list(z.chunk(len(views)))
 
 
 class Encoder(nn.Module):

@@ -38,18 +38,30 @@ class HardnessRange:
         least, greatest = np.quantile(self.values, quantiles)
         return float(least), float(greatest)
 
-    def choose(self, rows: I64, draw: F64, epoch: int) -> I64:
-        """Return which positive each record gives, (B,) in 0..K-1.
+    def choose(self, rows: I64, draws: F64, epoch: int) -> I64:
+        """Return which M positives each record gives, (B, M) in 0..K-1.
 
-        rows: (B,) record numbers; draw: (B,) in [0, 1), one positive of those allowed by it.
+        rows: (B,) record numbers; draws: (B, M) in [0, 1). When fewer than M are in the range, the
+        nearest ones follow.
         """
         if epoch != self._epoch:
             self._limits, self._epoch = self.limits(epoch), epoch
         least, greatest = self._limits
         values = self.values[rows]
-        distance = np.maximum(least - values, values - greatest).clip(0)
-        allowed = distance == distance.min(axis=1, keepdims=True)
+        return draw_slots(np.maximum(least - values, values - greatest).clip(0), draws)
+
+
+def draw_slots(distance: F64 | F32, draws: F64) -> I64:
+    """Return M different numbers in 0..K-1 a row, each drawn among the ones of least distance.
+
+    distance: (B, K); draws: (B, M) in [0, 1), one for each number. (B, M).
+    """
+    rows, left = np.arange(len(draws)), distance.copy()
+    slots = np.empty(draws.shape, np.int64)
+    for j, draw in enumerate(draws.T):
+        allowed = left == left.min(axis=1, keepdims=True)
         number = (draw * allowed.sum(axis=1)).astype(np.int64)
         # The place at which one more than `number` allowed ones have been seen.
-        chosen: I64 = (allowed.cumsum(axis=1) > number[:, None]).argmax(axis=1)
-        return chosen
+        slots[:, j] = (allowed.cumsum(axis=1) > number[:, None]).argmax(axis=1)
+        left[rows, slots[:, j]] = np.inf
+    return slots

@@ -39,7 +39,7 @@ class CollapseMonitor:
     first_step: entries before it do not count, because a fresh encoder is not spread yet.
     """
 
-    def __init__(self, chance: float, first_step: int) -> None:
+    def __init__(self, chance: float | None, first_step: int) -> None:
         self.chance, self.first_step = chance, first_step
         self._in_a_row = 0
 
@@ -51,11 +51,12 @@ class CollapseMonitor:
         self._in_a_row += 1
         if self._in_a_row != _PATIENCE:
             return None
+        chance = "" if self.chance is None else f" (chance is {self.chance:.3f})"
         return (
             f"step {step}: the encoder has collapsed: embedding std {std:.3f} (1 is spread, 0 one "
-            f"point for all images), contrastive loss {contrastive:.3f} (chance is "
-            f"{self.chance:.3f}). A positive term that is strong from the start does this; try "
-            "--lambda-warmup, a smaller --lambda or a smaller --lr."
+            f"point for all images), contrastive loss {contrastive:.3f}{chance}. A positive term "
+            "that is strong from the start does this; try --lambda-warmup, a smaller --lambda or a "
+            "smaller --lr."
         )
 
 
@@ -87,7 +88,7 @@ class TrainingLog:
         *,
         start: int,
         stream: Stream,
-        chance: float,
+        chance: float | None,
     ) -> None:
         """start: steps done before; chance: a collapsed encoder's loss."""
         self.accelerator, self.config = accelerator, config

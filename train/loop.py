@@ -22,8 +22,7 @@ from .encoder import ProjectedEncoder, export_encoder
 from .finite import FiniteCheck
 from .gather import gather
 from .log import TrainingLog
-from .objectives import make_objective
-from .objectives.positive import positive_term
+from .objectives import Beside, loss_terms, make_objective, unit
 from .online import OnlineKNN
 from .optimizers import build_optimizer
 from .options import RunOptions
@@ -80,7 +79,7 @@ def _train(
         module.to(device)
     layout = _layout(options, device)
     encoder.to(memory_format=layout)
-    optimizer = build_optimizer(config, encoder)
+    optimizer = build_optimizer(config, nn.ModuleList(modules.values()))
     checkpoints = out / "checkpoints"
     start = resume_run(checkpoints, config, stream.set_id, modules, optimizer, accelerator)
     if options.compile:
@@ -99,11 +98,13 @@ def _train(
         with accelerator.autocast():
             targets = [gather(target) for target in objective.targets(views[:2])]
         chunks = ChunkedForward(model, views, config.chunk) if config.chunk else None
-        z = [gather(part) for part in (chunks.embed() if chunks else model(views))]
-        terms = {"contrastive": objective.loss(z[:2], targets)}  # each z is (batch, dim)
+        z = [gather(part) for part in (chunks.embed() if chunks else model(views))]  # (batch, dim)
+        labels = None if item.labels is None else gather(item.labels.to(device))
+        beside = Beside(targets, labels=labels)
+        torch.manual_seed(hash_key(f"{config.seed}/{step}"))  # what a loss draws, all ranks draw
+        terms = loss_terms(objective, z[:2], z[2:], config.positive_as, beside)
         loss = terms["contrastive"]
-        if len(z) == 3:
-            terms["positive"] = positive_term(z[0], z[2])
+        if "positive" in terms:
             loss = loss + positive_weight(config, epoch) * terms["positive"]
         terms["loss"] = loss
         check.add(done, terms)
@@ -113,11 +114,11 @@ def _train(
         if done % config.accumulate == 0 or ends:
             prepared.step()
             prepared.zero_grad()
-        objective.after_step(encoder, targets, epoch / config.epochs)
+        objective.after_step(encoder, beside, epoch / config.epochs)
         saves = done % config.save_every == 0 or ends
         if done % config.log_every == 0 or saves:
             check.raise_if_not()  # a checkpoint must not hold what it would have raised for
-        log.step(done, epoch, z[0], terms)
+        log.step(done, epoch, unit(z[0]), terms)
         if probe and item.ends_epoch and int(epoch + 1) % options.knn_every == 0:
             log.knn(done, int(epoch) + 1, probe.accuracy(encoder.backbone, device))
         if main and saves:

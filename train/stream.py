@@ -12,7 +12,7 @@ from ..shards.order import check_batch, steps_per_epoch
 from ..shards.reader import ShardSet
 from ..shards.scores import load_hardness
 from ..shards.store import open_set
-from .config import TrainConfig
+from .config import LABELLED, TrainConfig
 from .follow import FollowedSet
 from .hardness import HardnessRange, parse_range
 from .options import RunOptions
@@ -85,7 +85,8 @@ class Stream:
             shards,
             self.config.batch,
             self.config.seed,
-            positive=self.config.positive == "synthetic",
+            positives=self.config.positives if self.config.positive == "synthetic" else 0,
+            labels=self.config.method in LABELLED,
             pixels=self.pixels,
             hardness=self.hardness,
             rank=self.accelerator.process_index,

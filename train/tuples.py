@@ -1,7 +1,8 @@
-"""Batches of (anchor, positive, key) from a shard set, in the order that `shards.order` gives."""
+"""Batches of (anchor, positives, key) from a shard set, in the order that `shards.order` gives."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ..recipes import progress
 from ..shards.check import ShardError
 from ..shards.files import temporary_name
 from ..shards.order import (
+    I64,
     U64,
     batch_indices,
     epoch_order,
@@ -25,7 +27,7 @@ from ..shards.order import (
     uniforms,
 )
 from ..shards.reader import ShardSet
-from .hardness import HardnessRange
+from .hardness import HardnessRange, draw_slots
 
 MOST_CACHED = 64 * 2**30  # bytes of decoded pixels
 
@@ -33,25 +35,27 @@ MOST_CACHED = 64 * 2**30  # bytes of decoded pixels
 class Tuples(NamedTuple):
     """One rank's part of a global batch, on the CPU.
 
-    anchor, positive: (b, 3, S, S) uint8; positive is None when none is asked for; keys: (b,)
-    uint64 hashes of the records' keys; step: the global batch's number since the start; epoch: the
-    moment in epochs, whose whole part is the epoch's number; ends_epoch: whether it is the last.
+    anchor: (b, 3, S, S) uint8; positives: (b, M, 3, S, S) uint8, M 0 when none is asked for; keys:
+    (b,) uint64 hashes of the records' keys; step: the global batch's number since the start;
+    epoch: the moment in epochs, whose whole part is the epoch's number; ends_epoch: whether it is
+    the last; labels: (b,) int64, None when they are not asked for.
     """
 
     anchor: Tensor
-    positive: Tensor | None
+    positives: Tensor
     keys: U64
     step: int
     epoch: float
     ends_epoch: bool
+    labels: Tensor | None = None
 
 
 class TupleBatches(Dataset[Tuples]):
     """Item `step` is this rank's slice of global batch `step`, counted over all epochs.
 
     A pure function of (set, seed, batch, step, rank, world): neither workers nor resuming change
-    it. One of the K positives is drawn for each anchor in each epoch, among those of a range of
-    hardness when one is given.
+    it. M different ones of the K positives are drawn for each anchor in each epoch, among those of
+    a range of hardness when one is given.
     """
 
     def __init__(
@@ -60,7 +64,8 @@ class TupleBatches(Dataset[Tuples]):
         batch: int,
         seed: int,
         *,
-        positive: bool,
+        positives: int,
+        labels: bool = False,
         pixels: np.ndarray | None = None,
         hardness: HardnessRange | None = None,
         rank: int = 0,
@@ -68,18 +73,28 @@ class TupleBatches(Dataset[Tuples]):
         first_step: int = 0,
         first_epoch: int = 0,
     ) -> None:
-        """pixels: the set decoded, as `decoded_set` gives it; without it images are decoded here.
+        """positives: M; labels: whether a batch brings its records' labels; pixels: the set
+        decoded, as `decoded_set` gives it; without it images are decoded here.
 
         first_step, first_epoch: how much was trained on an earlier, smaller state of the set.
-        Raises ShardError for a set without anchors.
+        Raises ShardError for a set without anchors, of fewer than M positives, or without labels
+        where they are wanted.
         """
         if not shards.manifest.anchors:
             raise ShardError(f"{shards.address} carries no anchors; training needs them")
-        self.shards, self.batch, self.seed, self.positive = shards, batch, seed, positive
+        if positives > shards.positives:
+            raise ShardError(
+                f"{shards.address} has {shards.positives} positives an anchor, {positives} are "
+                "asked for"
+            )
+        self.shards, self.batch, self.seed, self.positives = shards, batch, seed, positives
+        self.labels = labels
         self.pixels, self.hardness, self.rank, self.world = pixels, hardness, rank, world
         self.first_step, self.first_epoch = first_step, first_epoch
         self.per_epoch = steps_per_epoch(len(shards), batch)
         self._epoch = -1
+        if labels:
+            self._label(0)  # an error now, not at the first step
 
     def __getitem__(self, step: int) -> Tuples:
         epoch, position = divmod(step - self.first_step, self.per_epoch)
@@ -93,24 +108,34 @@ class TupleBatches(Dataset[Tuples]):
         # Asked for row by row: all keys of a huge set would not fit, and each shard that is read
         # from afar would have to be there.
         keys = np.array([hash_key(self.shards.key(row)) for row in rows.tolist()], np.uint64)
-        draw = uniforms(self.seed, epoch, keys, "positive", 1)[:, 0]
+        draws = uniforms(self.seed, epoch, keys, "positive", self.positives)
         if self.hardness is None:
-            slots = (draw * self.shards.positives).astype(np.int64)
+            slots = draw_slots(np.zeros((len(rows), self.shards.positives)), draws)
         else:
-            slots = self.hardness.choose(rows, draw, epoch)
-        images = self._read(rows, 1 + slots)
-        anchor, *rest = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in images)
+            slots = self.hardness.choose(rows, draws, epoch)
+        images = torch.from_numpy(self._read(rows, slots)).permute(0, 1, 4, 2, 3)
+        labels = torch.tensor([self._label(row) for row in rows.tolist()]) if self.labels else None
         moment, ends = epoch + position / self.per_epoch, position + 1 == self.per_epoch
-        return Tuples(anchor, rest[0] if rest else None, keys, step, moment, ends)
+        return Tuples(images[:, 0], images[:, 1:], keys, step, moment, ends, labels)
 
-    def _read(self, rows: np.ndarray, slots: np.ndarray) -> list[np.ndarray]:
-        """Anchors and, where asked for, positives number slots - 1: (b, S, S, 3) each."""
+    def _read(self, rows: I64, slots: I64) -> np.ndarray:
+        """Return (b, 1 + M, S, S, 3): the anchors, and positives number `slots` (b, M)."""
         if self.pixels is not None:
-            found = [self.pixels[rows, 0]]
-            return found + [self.pixels[rows, slots]] * self.positive
-        names = (["anchor"] + [f"p{slot - 1}"] * self.positive for slot in slots)
-        pairs = [self.shards.pixels(int(row), name) for row, name in zip(rows, names, strict=True)]
-        return list(np.stack(pairs, axis=1))
+            members = np.concatenate([np.zeros((len(rows), 1), np.int64), 1 + slots], axis=1)
+            return np.asarray(self.pixels[rows[:, None], members])
+        names = (["anchor", *(f"p{slot}" for slot in some)] for some in slots.tolist())
+        return np.stack(
+            [self.shards.pixels(i, n) for i, n in zip(rows.tolist(), names, strict=True)]
+        )
+
+    def _label(self, row: int) -> int:
+        label = json.loads(self.shards.read(row, ["json"])["json"]).get("label")
+        if not isinstance(label, int):
+            raise ShardError(
+                f"{self.shards.address}: record {self.shards.key(row)} has label {label!r}, "
+                "expected an integer; the method needs a set made of labelled images"
+            )
+        return label
 
 
 def load_tuples(

@@ -94,7 +94,7 @@ def make_view(images: Tensor, drawn: ViewParameters, config: TrainConfig) -> Ten
 
 
 def make_views(item: Tuples, config: TrainConfig, device: torch.device) -> list[Tensor]:
-    """Return the views of a batch: two of the anchors and, if the config has one, the third.
+    """Return the views of a batch: two of the anchors and, if the config has them, of M positives.
 
     Each (b, 3, S, S) float32 on `device`, augmented alike, every draw a function of (seed, epoch,
     key, view).
@@ -102,9 +102,8 @@ def make_views(item: Tuples, config: TrainConfig, device: torch.device) -> list[
     anchor = item.anchor.to(device, non_blocking=True)
     images = [anchor, anchor]
     if config.positive == "real":
-        images.append(anchor)
-    elif item.positive is not None:
-        images.append(item.positive.to(device, non_blocking=True))
+        images += [anchor] * config.positives
+    images += item.positives.to(device, non_blocking=True).unbind(1)
     views = []
     for number, image in enumerate(images):
         draws = uniforms(config.seed, int(item.epoch), item.keys, f"view{number}", DRAWS)

@@ -59,8 +59,8 @@ def test_the_first_batch_needs_one_shard(shards: ShardSet, tmp_path: Path) -> No
     with FaultServer(shards.folder, lambda name, count: fetched.append(name)) as server:
         remote = open_set(server.address, cache=tmp_path)
         assert decoded_set(remote, tmp_path) is None
-        batches = TupleBatches(remote, 6, seed=0, positive=True)
-        local = TupleBatches(shards, 6, seed=0, positive=True)
+        batches = TupleBatches(remote, 6, seed=0, positives=1)
+        local = TupleBatches(shards, 6, seed=0, positives=1)
         remote.prefetch = lambda order: None  # type: ignore[method-assign]
         first = batches[0]
         assert {Path(name).stem for name in fetched[2:]} == {Path(fetched[2]).stem}
@@ -69,12 +69,12 @@ def test_the_first_batch_needs_one_shard(shards: ShardSet, tmp_path: Path) -> No
 
 def test_training_reads_the_same_batches_from_afar(shards: ShardSet, tmp_path: Path) -> None:
     with FaultServer(shards.folder) as server:
-        remote = TupleBatches(open_set(server.address, cache=tmp_path), 5, 0, positive=True)
-        local = TupleBatches(shards, 5, seed=0, positive=True)
+        remote = TupleBatches(open_set(server.address, cache=tmp_path), 5, 0, positives=1)
+        local = TupleBatches(shards, 5, seed=0, positives=1)
         for item in load_tuples(remote, 0, 12, workers=2):
             expected = local[item.step]
             assert bool((item.anchor == expected.anchor).all())
-            assert bool((item.positive == expected.positive).all())
+            assert bool((item.positives == expected.positives).all())
         tars = {name: n for name, n in server.requests.items() if name.endswith(".tar")}
         assert set(tars.values()) == {1}  # two workers, and their prefetching, ask once
 

@@ -16,6 +16,7 @@ from clsp.train.chunks import ChunkedForward
 from clsp.train.config import TrainConfig, learning_rate
 from clsp.train.encoder import ProjectedEncoder
 from clsp.train.loop import train
+from clsp.train.objectives.objective import unit
 from clsp.train.objectives.positive import positive_term
 from clsp.train.objectives.simclr import nt_xent
 from clsp.train.tuples import TupleBatches
@@ -38,7 +39,8 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
 
 
 def loss(z: list[torch.Tensor]) -> torch.Tensor:
-    return nt_xent(z[0], z[1], 0.2) + positive_term(z[0], z[2])
+    first, second, third = map(unit, z)
+    return nt_xent(first, second, 0.2) + positive_term(first, third)
 
 
 def gradients(model: nn.Module) -> torch.Tensor:
@@ -101,7 +103,7 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(
     train(config, digit_set.folder, tmp_path, cache=tmp_path)
     torch.manual_seed(config.seed)
     model = ProjectedEncoder(config, image_size=8)
-    batches = TupleBatches(digit_set, 20, config.seed, positive=True)
+    batches = TupleBatches(digit_set, 20, config.seed, positives=1)
     for step in range(2):
         (loss(model(make_views(batches[step], config, torch.device("cpu")))) / 2).backward()
     found, about = load_checkpoint(tmp_path / "checkpoints")

@@ -111,12 +111,11 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
         load_encoder(tmp_path)  # its JSON says resnet18
 
 
-def test_the_projector_is_the_papers_and_z_has_unit_length() -> None:
+def test_the_projector_is_the_papers() -> None:
     model = ProjectedEncoder(TrainConfig(arch="resnet-tiny", hidden=32, dim=8))
     assert [type(layer) for layer in model.projector] == [nn.Linear, nn.ReLU, nn.Linear]
     z = model([torch.randn(4, 3, 8, 8)] * 2)
     assert [part.shape for part in z] == [(4, 8)] * 2
-    torch.testing.assert_close(z[0].norm(dim=1), torch.ones(4))
 
 
 def test_bn_mode_says_which_views_share_statistics() -> None:

@@ -36,13 +36,13 @@ def test_choices_are_those_of_a_slow_loop(values: np.ndarray, part: tuple[float,
     draws = np.random.default_rng(1).random(50)
     least, greatest = np.quantile(values, part)
     expected = [slow_choice(v, d, least, greatest) for v, d in zip(values, draws, strict=True)]
-    assert HardnessRange(values, *part).choose(ROWS, draws, 0).tolist() == expected
+    assert HardnessRange(values, *part).choose(ROWS, draws[:, None], 0)[:, 0].tolist() == expected
 
 
 def test_the_whole_range_draws_as_if_there_was_none(values: np.ndarray) -> None:
     draws = np.random.default_rng(1).random(50)
-    found = HardnessRange(values, 0, 1).choose(ROWS, draws, 0)
-    np.testing.assert_array_equal(found, (draws * 4).astype(int))
+    found = HardnessRange(values, 0, 1).choose(ROWS, draws[:, None], 0)
+    np.testing.assert_array_equal(found[:, 0], (draws * 4).astype(int))
 
 
 def test_a_curriculum_rises_to_the_range(values: np.ndarray) -> None:
@@ -71,8 +71,8 @@ def test_batches_hold_positives_of_the_range_only(make_set, tmp_path: Path) -> N
     """p0 is easy and p1 hard in every record; the digits that follow tell them apart."""
     shards = make_set(tmp_path / "set")
     values = np.tile(np.array([[0.0, 1.0]], np.float32), (40, 1))
-    easy = TupleBatches(shards, 8, 0, positive=True, hardness=HardnessRange(values, 0, 0.5))
-    hard = TupleBatches(shards, 8, 0, positive=True, hardness=HardnessRange(values, 0.75, 1))
+    easy = TupleBatches(shards, 8, 0, positives=1, hardness=HardnessRange(values, 0, 0.5))
+    hard = TupleBatches(shards, 8, 0, positives=1, hardness=HardnessRange(values, 0.75, 1))
     rows = {shards.key(n): n for n in range(40)}
     assert len(rows) == 40
     first, second = (
@@ -81,9 +81,9 @@ def test_batches_hold_positives_of_the_range_only(make_set, tmp_path: Path) -> N
     )
     for step in range(5):
         for batches, mine in ((easy, first), (hard, second)):
-            for image in batches[step].positive:
+            for image in batches[step].positives[:, 0]:
                 assert tuple(image.permute(1, 2, 0).numpy().ravel().tolist()) in mine
-        assert not np.array_equal(easy[step].positive, hard[step].positive)
+        assert not np.array_equal(easy[step].positives, hard[step].positives)
 
 
 def test_the_command_trains_on_a_range(make_set, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 import shutil
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -82,15 +83,16 @@ def test_a_run_leaves_an_encoder_a_config_and_curves(undisturbed: dict[str, Path
 def test_the_first_steps_loss_is_what_its_parts_say(digit_set: ShardSet, tmp_path: Path) -> None:
     """The loop's first number again, by hand from the parts."""
     from clsp.train.encoder import ProjectedEncoder
+    from clsp.train.objectives.objective import unit
     from clsp.train.objectives.positive import positive_term
     from clsp.train.objectives.simclr import nt_xent
     from clsp.train.tuples import TupleBatches
     from clsp.train.views import make_views
 
     train(replace(TINY, epochs=1, lambda_=0.7), digit_set.folder, tmp_path, cache=tmp_path)
-    item = TupleBatches(digit_set, 8, seed=0, positive=True)[0]
+    item = TupleBatches(digit_set, 8, seed=0, positives=1)[0]
     torch.manual_seed(0)
-    z = ProjectedEncoder(TINY)(make_views(item, TINY, torch.device("cpu")))
+    z = [unit(y) for y in ProjectedEncoder(TINY)(make_views(item, TINY, torch.device("cpu")))]
     loss = nt_xent(z[0], z[1], 0.2) + 0.7 * positive_term(z[0], z[2])
     assert rows(tmp_path)[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
@@ -206,7 +208,7 @@ def test_the_controls_third_view_is_another_view_of_the_anchor(
 
     config = replace(TINY, positive="real", crop_min=1.0, jitter_p=0, grey_p=0, flip_p=0)
     plain = replace(config, positive="none")
-    item = TupleBatches(digit_set, 8, seed=0, positive=False)[0]
+    item = TupleBatches(digit_set, 8, seed=0, positives=0)[0]
     views = make_views(item, config, torch.device("cpu"))
     assert [len(v) for v in (views, make_views(item, plain, torch.device("cpu")))] == [3, 2]
     torch.testing.assert_close(views[2], views[0])  # nothing is drawn in this config
@@ -224,9 +226,13 @@ def test_a_collapse_is_announced(
     assert "the encoder has collapsed: embedding std 0.0" in text
     assert "chance is 2.708" in text  # ln(15)
     assert "--lambda-warmup" in text
-    sound = replace(TINY, lr=0.01, lambda_warmup=3)
+    # A wider projector, at a rate that moves little in 15 steps: about as spread as at first.
+    sound = replace(TINY, hidden=64, lr=1e-4, lr_warmup=0, lambda_warmup=3)
     train(sound, digit_set.folder, tmp_path / "sound", cache=tmp_path)
     assert "collapsed" not in capsys.readouterr().err
+    spread = [row["embedding_std"] for row in rows(tmp_path / "sound")]
+    assert statistics.median(spread) > 0.15
+    assert max(row["embedding_std"] for row in rows(tmp_path / "collapsed")[6:]) < 0.05
 
 
 def test_another_config_or_set_is_refused(

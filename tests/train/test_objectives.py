@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from clsp.train.config import TrainConfig
-from clsp.train.objectives import make_objective
-from clsp.train.objectives.moco import MoCo, Queue, info_nce, momentum
+from clsp.train.objectives import Beside, make_objective
+from clsp.train.objectives.moco import MoCo, info_nce
+from clsp.train.objectives.objective import Queue, momentum
 from clsp.train.objectives.positive import positive_term
 from clsp.train.objectives.simclr import nt_xent
 
@@ -97,9 +98,10 @@ def test_a_collapsed_encoder_has_the_loss_of_chance(method: str) -> None:
     config = TrainConfig(method=method, batch=8, queue=16, dim=4)
     objective = make_objective(config, nn.Linear(3, 4))
     same = nn.functional.normalize(torch.ones(8, 4), dim=1)
-    for queue in getattr(objective, "queues", []):
-        queue.keys[:] = same[0]
-    value = objective.loss([same, same], [same, same])
+    for module in objective.modules():
+        if isinstance(module, Queue):
+            module.keys[:] = same[0]
+    value = objective.loss([same, same], Beside([same, same]))
     assert float(value) == pytest.approx(objective.chance(8), rel=1e-6)
 
 
@@ -116,34 +118,34 @@ def test_a_queue_is_first_in_first_out() -> None:
 def test_the_key_encoder_follows_after_the_step_and_takes_no_gradient() -> None:
     class Views(nn.Linear):
         def forward(self, views):
-            return [nn.functional.normalize(super(Views, self).forward(v), dim=1) for v in views]
+            return [super(Views, self).forward(v) for v in views]
 
     torch.manual_seed(0)
     encoder = Views(3, 4)
     objective = MoCo(encoder, dim=4, queue=8, temperature=0.2, decays=(0.9, 0.9))
     views = [torch.randn(4, 3), torch.randn(4, 3)]
-    targets = objective.targets(views)
-    assert not any(target.requires_grad for target in targets)
-    loss = objective.loss(encoder(views), targets)
-    before = objective.key_encoder.weight.clone()
+    beside = Beside(objective.targets(views))
+    assert not any(target.requires_grad for target in beside.targets)
+    loss = objective.loss(encoder(views), beside)
+    before = objective.teacher.copy.weight.clone()
     loss.backward()
     with torch.no_grad():
         encoder.weight.add_(1.0)
-    torch.testing.assert_close(objective.key_encoder.weight, before)
-    objective.after_step(encoder, targets, done=0.0)
-    torch.testing.assert_close(objective.key_encoder.weight, 0.9 * before + 0.1 * encoder.weight)
+    torch.testing.assert_close(objective.teacher.copy.weight, before)
+    objective.after_step(encoder, beside, done=0.0)
+    torch.testing.assert_close(objective.teacher.copy.weight, 0.9 * before + 0.1 * encoder.weight)
     # View 1's keys are the negatives of view 2's queries, and the other way round.
-    for queue, target in zip(objective.queues, targets, strict=True):
+    for queue, target in zip((objective.first, objective.second), beside.targets, strict=True):
         torch.testing.assert_close(queue.keys[:4], target)
-    assert objective.key_encoder.weight.grad is None
+    assert objective.teacher.copy.weight.grad is None
 
 
 def test_moco_is_the_mean_of_both_directions() -> None:
     objective = MoCo(nn.Linear(3, 4), dim=4, queue=8, temperature=0.2, decays=(0.9, 1.0))
     q1, q2, k1, k2 = (rows(4, 4, n).float() for n in range(4))
-    one = info_nce(q1, k2, objective.queues[1].keys, 0.2)
-    two = info_nce(q2, k1, objective.queues[0].keys, 0.2)
-    torch.testing.assert_close(objective.loss([q1, q2], [k1, k2]), (one + two) / 2)
+    one = info_nce(q1, k2, objective.second.keys, 0.2)
+    two = info_nce(q2, k1, objective.first.keys, 0.2)
+    torch.testing.assert_close(objective.loss([q1, q2], Beside([k1, k2])), (one + two) / 2)
 
 
 def test_momentum_is_half_a_cosine() -> None:

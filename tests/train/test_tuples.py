@@ -20,14 +20,14 @@ from clsp.train.tuples import TupleBatches, Tuples, decoded_set, load_tuples
 
 
 def equal(a: Tuples, b: Tuples) -> bool:
-    images = [torch.equal(a.anchor, b.anchor), torch.equal(a.positive, b.positive)]
+    images = [torch.equal(a.anchor, b.anchor), torch.equal(a.positives, b.positives)]
     places = (a.step, a.epoch) == (b.step, b.epoch)
     return all(images) and bool((a.keys == b.keys).all()) and places
 
 
 @pytest.fixture
 def batches(digit_set: ShardSet) -> TupleBatches:
-    return TupleBatches(digit_set, 8, seed=0, positive=True)
+    return TupleBatches(digit_set, 8, seed=0, positives=1)
 
 
 def test_a_batch_holds_the_orders_records(digit_set: ShardSet, batches: TupleBatches) -> None:
@@ -39,7 +39,7 @@ def test_a_batch_holds_the_orders_records(digit_set: ShardSet, batches: TupleBat
         assert item.keys[row] == hash_key(record.key)
         anchor = item.anchor[row].permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(anchor, decode_image(record.anchor))
-        positive = item.positive[row].permute(1, 2, 0).numpy()
+        positive = item.positives[row, 0].permute(1, 2, 0).numpy()
         slots.add([bool((positive == decode_image(p)).all()) for p in record.positives].index(True))
     assert slots == {0, 1}
 
@@ -50,7 +50,7 @@ def test_every_positive_is_drawn_in_time(digit_set: ShardSet, batches: TupleBatc
     counts = np.zeros((40, 2))
     for step in range(30 * batches.per_epoch):
         item = batches[step]
-        for key, image in zip(item.keys, item.positive, strict=True):
+        for key, image in zip(item.keys, item.positives[:, 0], strict=True):
             n = number[int(key)]
             counts[n] += [bool((image.permute(1, 2, 0).numpy() == p).all()) for p in pixels[n]]
     assert counts.sum() == 30 * 40
@@ -61,7 +61,7 @@ def test_the_cache_changes_nothing(
     digit_set: ShardSet, batches: TupleBatches, tmp_path: Path
 ) -> None:
     pixels = decoded_set(digit_set, tmp_path)
-    cached = TupleBatches(digit_set, 8, seed=0, positive=True, pixels=pixels)
+    cached = TupleBatches(digit_set, 8, seed=0, positives=1, pixels=pixels)
     assert all(equal(cached[step], batches[step]) for step in range(12))
     assert [path.name for path in tmp_path.iterdir()] == [f"{digit_set.id}.npy"]
 
@@ -80,14 +80,13 @@ def test_ranks_share_the_global_batch(
     digit_set: ShardSet, batches: TupleBatches, world: int
 ) -> None:
     ranks = [
-        TupleBatches(digit_set, 8, 0, positive=True, rank=rank, world=world)
-        for rank in range(world)
+        TupleBatches(digit_set, 8, 0, positives=1, rank=rank, world=world) for rank in range(world)
     ]
     for step in range(12):
         parts = [rank[step] for rank in ranks]
         whole = Tuples(
             torch.cat([part.anchor for part in parts]),
-            torch.cat([part.positive for part in parts]),
+            torch.cat([part.positives for part in parts]),
             np.concatenate([part.keys for part in parts]),
             step,
             *parts[0][4:],
@@ -96,7 +95,7 @@ def test_ranks_share_the_global_batch(
 
 
 def test_positives_are_not_read_where_none_is_wanted(digit_set: ShardSet) -> None:
-    assert TupleBatches(digit_set, 8, 0, positive=False)[0].positive is None
+    assert TupleBatches(digit_set, 8, 0, positives=0)[0].positives.shape[1] == 0
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -113,7 +112,7 @@ def test_damage_is_an_error_and_not_a_batch(
     def read() -> object:
         if cached:
             return decoded_set(damaged, tmp_path / "cache")
-        batches = TupleBatches(damaged, 8, 0, positive=True)
+        batches = TupleBatches(damaged, 8, 0, positives=1)
         return [batches[step] for step in range(batches.per_epoch)]
 
     with pytest.raises(ShardError, match=r"train-00001\.tar, record digit-0007: anchor has sha256"):
@@ -125,7 +124,7 @@ def test_a_set_without_anchors_is_refused(make_set, tmp_path: Path) -> None:
     shards = make_set(tmp_path / "set", sizes=(9,), anchors=False)
     assert decoded_set(shards, tmp_path / "cache") is None
     with pytest.raises(ShardError, match="carries no anchors"):
-        TupleBatches(shards, 4, 0, positive=True)
+        TupleBatches(shards, 4, 0, positives=1)
 
 
 def test_a_full_disk_leaves_no_cache(digit_set: ShardSet, tmp_path: Path) -> None:

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import TrainConfig
 from .moco import MoCo
+from .objective import Beside, Objective, Views, unit
+from .positive import loss_terms
 from .simclr import SimCLR
 
-Views = Sequence[Tensor]
+__all__ = ["Beside", "Objective", "Views", "loss_terms", "make_objective", "unit"]
+
+_MAKE: dict[str, Callable[[TrainConfig, nn.Module], Objective]] = {
+    "simclr": lambda c, encoder: SimCLR(c.temperature),
+    "moco": lambda c, encoder: MoCo(encoder, c.dim, c.queue, c.temperature, (c.ema, c.ema_end)),
+}
 
 
-class Objective(Protocol):
-    """A contrastive method: a loss of embeddings, and what it keeps beside the encoder.
+def make_objective(config: TrainConfig, encoder: nn.Module) -> Objective:
+    """Return the objective that `config.method` names.
 
-    It is a module too, so that its state is saved and moved with the encoder's.
+    Raises ValueError when a positive cannot enter it as `config.positive_as` says.
     """
-
-    def targets(self, views: Views) -> list[Tensor]:
-        """Return what the embeddings are compared with, if a second encoder makes it: (b, D) each.
-
-        views: this rank's two views of the anchors, (b, 3, S, S).
-        """
-
-    def loss(self, z: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Return the loss of the global batch; z: both views' embeddings, (B, D)."""
-
-    def after_step(self, encoder: nn.Module, targets: Sequence[Tensor], done: float) -> None:
-        """Follow the optimiser's step; `done` is the share of training that is over."""
-
-    def chance(self, batch: int) -> float:
-        """Return the loss of an encoder that sends every image to the same place."""
-
-
-def make_objective(config: TrainConfig, encoder: nn.Module) -> SimCLR | MoCo:
-    """Return the objective that `config.method` names."""
-    if config.method == "simclr":
-        return SimCLR(config.temperature)
-    return MoCo(encoder, config.dim, config.queue, config.temperature, (config.ema, config.ema_end))
+    objective = _MAKE[config.method](config, encoder)
+    if config.positive != "none" and config.positive_as not in objective.places:
+        raise ValueError(
+            f"positive-as is {config.positive_as}, but in {config.method} a positive enters as "
+            f"{' or '.join(objective.places)}"
+        )
+    return objective

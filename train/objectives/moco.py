@@ -6,12 +6,12 @@ paper: both views are queries, and each of the two kinds of keys has a queue of 
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .objective import Beside, Objective, Queue, Teacher, Views, unit
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -26,47 +26,11 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     return nn.functional.cross_entropy(logits, target)
 
 
-class Queue(nn.Module):
-    """The last `size` keys, first in first out, beginning with random directions.
-
-    `keys` is (Q, D) of unit length. The size must be a multiple of the batch.
-    """
-
-    keys: Tensor
-    position: Tensor
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("keys", nn.functional.normalize(torch.randn(size, dim), dim=1))
-        self.register_buffer("position", torch.zeros((), dtype=torch.long))
-
-    @torch.no_grad()
-    def push(self, keys: Tensor) -> None:
-        """Put `keys` (B, D) in the place of the oldest ones."""
-        start = int(self.position)
-        if start + len(keys) > len(self.keys):
-            raise ValueError(f"queue of {len(self.keys)} is no multiple of a batch of {len(keys)}")
-        self.keys[start : start + len(keys)] = keys
-        self.position.fill_((start + len(keys)) % len(self.keys))
-
-
-def momentum(start: float, end: float, done: float) -> float:
-    """Return the key encoder's decay when the share `done` of training is over: a half cosine."""
-    return end - (end - start) * (math.cos(math.pi * done) + 1) / 2
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move `average`'s parameters towards `model`'s; buffers are each module's own."""
-    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
-
-
-class MoCo(nn.Module):
+class MoCo(Objective):
     """The objective: a key encoder that follows the encoder slowly, and a queue for each view.
 
-    encoder: what `key_encoder` starts as a copy of; dim: D; decays: the key encoder's first and
-    last. The key encoder stays in training mode, as in the paper.
+    encoder: what the key encoder starts as a copy of; dim: D; decays: the key encoder's first and
+    last.
     """
 
     def __init__(
@@ -78,26 +42,24 @@ class MoCo(nn.Module):
         decays: tuple[float, float],
     ) -> None:
         super().__init__()
-        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
-        self.queues = nn.ModuleList([Queue(queue, dim), Queue(queue, dim)])
-        self.temperature, self.decays = temperature, decays
+        self.teacher = Teacher(encoder, decays)
+        self.first, self.second = Queue(queue, dim), Queue(queue, dim)
+        self.temperature = temperature
 
-    @torch.no_grad()
-    def targets(self, views: Sequence[Tensor]) -> list[Tensor]:
-        keys: list[Tensor] = self.key_encoder(views)
-        return keys
+    def targets(self, views: Views) -> list[Tensor]:
+        return [unit(key) for key in self.teacher(views)]
 
-    def loss(self, z: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        first, second = (queue.keys for queue in self.queues)
-        one = info_nce(z[0], targets[1], second, self.temperature)  # type: ignore[arg-type]
-        two = info_nce(z[1], targets[0], first, self.temperature)  # type: ignore[arg-type]
+    def loss(self, z: Views, beside: Beside) -> Tensor:
+        key1, key2 = beside.targets
+        one = info_nce(unit(z[0]), key2, self.second.keys, self.temperature)
+        two = info_nce(unit(z[1]), key1, self.first.keys, self.temperature)
         return (one + two) / 2
 
-    def after_step(self, encoder: nn.Module, targets: Sequence[Tensor], done: float) -> None:
+    def after_step(self, encoder: nn.Module, beside: Beside, done: float) -> None:
         # Only now: the backward pass still needed the queues as they were.
-        for queue, keys in zip(self.queues, targets, strict=True):
-            queue.push(keys)  # type: ignore[operator]
-        update_average(self.key_encoder, encoder, momentum(*self.decays, done))
+        self.first.push(beside.targets[0])
+        self.second.push(beside.targets[1])
+        self.teacher.follow(encoder, done)
 
     def chance(self, batch: int) -> float:
-        return math.log(1 + len(self.queues[0].keys))  # type: ignore[arg-type]
+        return math.log(1 + len(self.first.keys))

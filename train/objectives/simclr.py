@@ -6,10 +6,11 @@ Chen et al., 2020, arXiv:2002.05709.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .objective import Beside, Objective, Views, unit
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -26,21 +27,15 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     return nn.functional.cross_entropy(similarity, twins)
 
 
-class SimCLR(nn.Module):
+class SimCLR(Objective):
     """The objective: NT-Xent between the two views; it keeps nothing beside the encoder."""
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
 
-    def targets(self, views: Sequence[Tensor]) -> list[Tensor]:
-        return []
-
-    def loss(self, z: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        return nt_xent(z[0], z[1], self.temperature)
-
-    def after_step(self, encoder: nn.Module, targets: Sequence[Tensor], done: float) -> None:
-        pass
+    def loss(self, z: Views, beside: Beside) -> Tensor:
+        return nt_xent(unit(z[0]), unit(z[1]), self.temperature)
 
     def chance(self, batch: int) -> float:
         return math.log(2 * batch - 1)
