@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from functools import partial
@@ -76,6 +77,12 @@ class _Slice(click.ParamType["slice[Any, Any, Any]"]):
 )
 @click.option("--address", help="The Ray cluster's address; default: Ray on this machine.")
 @click.option("--shards", type=_Slice(), help="Make only shards A to B-1, as one task of many.")
+@click.option(
+    "--inspect",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Measure how much of N anchors survives, into OUT/inspect.png and .json, and exit.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what it would cost, and make nothing.")
 @click.option("--probe", default=20.0, show_default=True, help="Seconds of the dry run's probe.")
 @click.option("--download", is_flag=True, help="Fetch the image data set if it is not there.")
@@ -98,6 +105,7 @@ def main(
     engine: str,
     address: str | None,
     shards: slice | None,
+    inspect: int | None,
     dry_run: bool,
     probe: float,
     download: bool,
@@ -115,6 +123,9 @@ def main(
     try:
         if config.site == "list":
             click.echo(_sites(model))
+            return
+        if inspect:
+            click.echo(_inspect(config, images, model, out, inspect, _devices(device, 1)[0]))
             return
         if dry_run:
             click.echo(_cost(config, images, model, _devices(device, workers), probe, download))
@@ -257,6 +268,23 @@ def _cost(
     torch.set_num_threads(THREADS)
     opened.to(devices[0], getattr(torch, config.dtype), channels_last=config.channels_last)
     return estimate(config, opened, source, device=devices[0], workers=len(devices), probe=probe)
+
+
+def _inspect(
+    config: GenerateConfig, images: str, model: str, out: str, anchors: int, device: str
+) -> str:
+    import torch
+
+    from .inspection import as_json, describe, inspect
+    from .output import open_output
+
+    config, source, opened = open_inputs(config, images, model)
+    opened.to(device, getattr(torch, config.dtype), channels_last=config.channels_last)
+    results, sheet = inspect(config, opened, source, anchors=anchors, device=device)
+    output = open_output(out)
+    output.write("inspect.json", (json.dumps(as_json(results), indent=2) + "\n").encode())
+    output.write("inspect.png", sheet)
+    return f"{describe(results, config)}\n{output}/inspect.png"
 
 
 def _show_receipts(bar: tqdm[Any], job: Job, _: int) -> None:
