@@ -8,6 +8,7 @@ import click
 
 from ..recipes import LazyGroup, progress
 from . import share
+from .card import licenses, prepare_to_share
 from .check import ShardError
 from .reader import ShardSet
 from .store import index_folder, open_set
@@ -30,6 +31,10 @@ def _describe(shards: ShardSet) -> str:
         "record": f"{'anchor, ' if manifest.anchors else ''}{manifest.positives} positives, json",
         "images": f"{manifest.image_format}, {manifest.image_size}x{manifest.image_size}",
         "source": manifest.source.get("kind", "unknown"),
+        "licence": "{}; of the source: {}".format(
+            *licenses(shards.folder) or ("unknown", "unknown")
+        ),
+        "picture": str(shards.folder / "preview.png"),
         "classes": ", ".join(manifest.classes) if manifest.classes else "none",
         "sampling": how or "unknown",
         "model": manifest.plan.get("model", {}).get("sha256", "unknown"),
@@ -70,6 +75,10 @@ def info(folder: Path) -> None:
         click.echo(_describe(open_set(folder)))
     except ShardError as error:
         raise click.ClickException(str(error)) from error
+    except (TypeError, AttributeError) as error:
+        raise click.ClickException(
+            f"{folder}: the plan in its manifest is none: {error}"
+        ) from error
 
 
 @main.command()
@@ -99,13 +108,38 @@ def index(folder: Path) -> None:
 @main.command()
 @_SET
 @click.argument("target")
-def push(folder: Path, target: str) -> None:
+@click.option("--license", help="Licence of the positives, e.g. cc-by-4.0; asked for if missing.")
+@click.option("--source-license", help="Licence of the anchors' source; imagenet forbids sharing.")
+@click.option("--name", help="Name of the data set on its card; default: the folder's.")
+@click.option(
+    "--i-may-redistribute-anchors",
+    "may",
+    is_flag=True,
+    help="You hold the right, whatever it says.",
+)
+def push(
+    folder: Path,
+    target: str,
+    license: str | None,
+    source_license: str | None,
+    name: str | None,
+    may: bool,
+) -> None:
     """Copy a set to TARGET: a path, s3://BUCKET/PREFIX or hf://datasets/OWNER/NAME@BRANCH.
 
-    Shards go first and the manifest last. Broken off, the same command goes on.
+    A card, a description and a citation are written into SET first, by its licences. Shards go
+    first and the manifest last. Broken off, the same command goes on.
     """
     try:
         shards = open_set(folder)
+        known = licenses(folder) or (None, None)
+        prepare_to_share(
+            shards,
+            name or folder.resolve().name,
+            license=license or known[0] or click.prompt("Licence of the positives"),
+            source_license=source_license or known[1] or click.prompt("Licence of the source"),
+            may_redistribute_anchors=may,
+        )
         with progress(2 * len(shards.shard_sizes), "push", "file") as bar:
             manifest = share.push(folder, target, bar.update)
     except (ShardError, OSError) as error:

@@ -46,6 +46,9 @@ def copy(shards: ShardSet, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+LICENSES = ("--license=mit", "--source-license=mit")
+
+
 def clsp_shards(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -63,7 +66,7 @@ def is_copy(folder: Path, shards: ShardSet) -> bool:
 
 
 def test_a_set_goes_to_a_folder_and_back(shards: ShardSet, tmp_path: Path) -> None:
-    result = clsp_shards("push", shards.folder, tmp_path / "shared")
+    result = clsp_shards("push", shards.folder, tmp_path / "shared", *LICENSES)
     assert (result.exit_code, shards.id in result.output) == (0, True), result.output
     assert is_copy(tmp_path / "shared", shards)
     result = clsp_shards("pull", tmp_path / "shared", tmp_path / "mine")
@@ -91,7 +94,7 @@ def test_a_broken_push_goes_on(shards: ShardSet, tmp_path: Path, monkeypatch) ->
 
     monkeypatch.setattr(targets, "THREADS", 1)
     monkeypatch.setattr(targets, "_copy", copy)
-    result = clsp_shards("push", shards.folder, tmp_path / "shared")
+    result = clsp_shards("push", shards.folder, tmp_path / "shared", *LICENSES)
     assert (result.exit_code, "disk is full" in result.output) == (1, True)
     with pytest.raises(ShardError, match=r"has no manifest\.json"):
         open_set(tmp_path / "shared")
@@ -119,7 +122,7 @@ def test_a_damaged_set_is_not_pushed(copy: Path, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(data)
-    result = clsp_shards("push", copy, tmp_path / "shared")
+    result = clsp_shards("push", copy, tmp_path / "shared", *LICENSES)
     assert result.exit_code == 1
     assert "train-00001.tar: its sha256 is" in result.output
     assert not (tmp_path / "shared" / "manifest.json").exists()

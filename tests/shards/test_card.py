@@ -1,0 +1,119 @@
+"""What goes with a set: read by the Hub's library, by mlcroissant, by sha256sum, and by people."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from huggingface_hub import DatasetCard
+
+from clsp.shards.__main__ import main
+from clsp.shards.card import licenses, prepare_to_share
+from clsp.shards.check import ShardError
+from clsp.shards.reader import ShardSet
+from clsp.shards.store import open_set
+
+
+@pytest.fixture
+def shared(digit_set: ShardSet, tmp_path: Path) -> ShardSet:
+    shutil.copytree(digit_set.folder, tmp_path / "set")
+    shards = open_set(tmp_path / "set")
+    prepare_to_share(shards, "Digits, twice", license="cc-by-4.0", source_license="bsd-3-clause")
+    return shards
+
+
+def test_the_hub_reads_the_card(shared: ShardSet) -> None:
+    card = DatasetCard.load(shared.folder / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert card.data.size_categories == ["n<1K"]
+    assert card.data.pretty_name == "Digits, twice"
+    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.tar"}]
+    assert card.data.to_dict()["source_license"] == "bsd-3-clause"
+    assert licenses(shared.folder) == ("cc-by-4.0", "bsd-3-clause")
+    for words in (shared.id, "preview.png", "webdataset", "load_dataset", "open_set"):
+        assert words in card.text
+    assert (shared.folder / "preview.png").is_file()
+
+
+def test_mlcroissant_validates_it_and_reads_images(shared: ShardSet) -> None:
+    mlcroissant = pytest.importorskip("mlcroissant", reason="needs the extra [test]")
+    dataset = mlcroissant.Dataset(jsonld=str(shared.folder / "croissant.json"))
+    issues = dataset.metadata.ctx.issues
+    assert not issues.errors
+    assert dataset.metadata.license == ["cc-by-4.0"]
+    files = {file.name: file for file in dataset.metadata.distribution}
+    for shard in shared.manifest.shards:
+        assert files[shard.name].sha256 == shard.sha256
+    assert [r.name for r in dataset.metadata.record_sets] == [
+        "anchor_images",
+        "p0_images",
+        "p1_images",
+    ]
+
+
+def test_sha256sum_covers_what_was_added(shared: ShardSet) -> None:
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=shared.folder, check=True, capture_output=True, text=True)
+    for name in ("README.md", "croissant.json", "CITATION.cff", "preview.png", "manifest.json"):
+        assert f"{name}: OK" in done.stdout
+
+
+def test_the_citation_is_yaml_and_names_the_set(shared: ShardSet) -> None:
+    citation = yaml.safe_load((shared.folder / "CITATION.cff").read_text())
+    assert citation["title"] == "Digits, twice"
+    assert citation["identifiers"][0]["value"] == shared.id
+
+
+def test_the_set_stays_the_same(shared: ShardSet, digit_set: ShardSet) -> None:
+    assert open_set(shared.folder).id == digit_set.id
+
+
+@pytest.mark.parametrize("source", ["imagenet", "no-redistribution"])
+def test_anchors_that_must_not_be_shared_are_not(
+    digit_set: ShardSet, make_set, tmp_path: Path, source: str
+) -> None:
+    shutil.copytree(digit_set.folder, tmp_path / "set")
+    shards = open_set(tmp_path / "set")
+    with pytest.raises(ShardError, match="--i-may-redistribute-anchors"):
+        prepare_to_share(shards, "x", license="cc0-1.0", source_license=source)
+    assert not (shards.folder / "README.md").exists()
+    prepare_to_share(
+        shards, "x", license="cc0-1.0", source_license=source, may_redistribute_anchors=True
+    )
+    bare = make_set(tmp_path / "bare", anchors=False)
+    prepare_to_share(bare, "x", license="cc0-1.0", source_license=source)
+    assert "The anchors are not in the set" in (bare.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("license", ["", "CC BY", "mit\nconfigs: x", "../x"])
+def test_a_licence_that_is_none_is_refused(digit_set: ShardSet, license: str) -> None:
+    with pytest.raises(ShardError, match="is no licence id"):
+        prepare_to_share(digit_set, "x", license=license, source_license="mit")
+
+
+def test_a_card_that_somebody_wrote_is_kept(shared: ShardSet) -> None:
+    (shared.folder / "README.md").write_text("# Mine\n")
+    prepare_to_share(shared, "x", license="mit", source_license="mit")
+    assert (shared.folder / "README.md").read_text() == "# Mine\n"
+    assert json.loads((shared.folder / "croissant.json").read_text())["license"] == "mit"
+
+
+def test_push_asks_for_licences_once(digit_set: ShardSet, tmp_path: Path) -> None:
+    shutil.copytree(digit_set.folder, tmp_path / "set")
+    command = ["push", str(tmp_path / "set"), str(tmp_path / "there")]
+    refused = CliRunner().invoke(main, command, input="cc-by-4.0\nimagenet\n")
+    assert refused.exit_code == 1
+    assert "--i-may-redistribute-anchors" in refused.output
+    assert not (tmp_path / "there").exists()
+    asked = CliRunner().invoke(main, command, input="cc-by-4.0\nmit\n")
+    assert asked.exit_code == 0, asked.output
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 0, again.output
+    assert licenses(tmp_path / "there") == ("cc-by-4.0", "mit")
+    described = CliRunner().invoke(main, ["info", str(tmp_path / "there")]).output
+    assert "cc-by-4.0; of the source: mit" in described
