@@ -49,6 +49,11 @@ def copy(shards: ShardSet, tmp_path: Path) -> Path:
 LICENSES = ("--license=mit", "--source-license=mit")
 
 
+def own(shards: ShardSet, folder: Path) -> ShardSet:
+    """A copy of the set, for a push that writes a card into it."""
+    return open_set(shutil.copytree(shards.folder, folder / "own"))
+
+
 def clsp_shards(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -66,6 +71,7 @@ def is_copy(folder: Path, shards: ShardSet) -> bool:
 
 
 def test_a_set_goes_to_a_folder_and_back(shards: ShardSet, tmp_path: Path) -> None:
+    shards = own(shards, tmp_path)
     result = clsp_shards("push", shards.folder, tmp_path / "shared", *LICENSES)
     assert (result.exit_code, shards.id in result.output) == (0, True), result.output
     assert is_copy(tmp_path / "shared", shards)
@@ -94,6 +100,7 @@ def test_a_broken_push_goes_on(shards: ShardSet, tmp_path: Path, monkeypatch) ->
 
     monkeypatch.setattr(targets, "THREADS", 1)
     monkeypatch.setattr(targets, "_copy", copy)
+    shards = own(shards, tmp_path)
     result = clsp_shards("push", shards.folder, tmp_path / "shared", *LICENSES)
     assert (result.exit_code, "disk is full" in result.output) == (1, True)
     with pytest.raises(ShardError, match=r"has no manifest\.json"):
