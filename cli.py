@@ -14,6 +14,7 @@ _COMMANDS = {
     "fit": ("clsp.generate.fit", "main", "Train a diffusion model on an image source."),
     "generate": ("clsp.generate.__main__", "main", "Make K positives per anchor as a shard set."),
     "train": ("clsp.train.__main__", "main", "Train an encoder on a shard set."),
+    "features": ("clsp.generate.features", "main", "Keep a diffusion model's features of images."),
     "evaluate": ("clsp.evaluate.__main__", "main", "Measure an encoder and write a report."),
     "shards": ("clsp.shards.__main__", "main", "Index, verify, share and describe shard sets."),
 }

@@ -30,9 +30,11 @@ img { display: block; max-width: 100%; height: auto; }
 img.pixels { image-rendering: pixelated; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; }
 dt { color: #57606a; } dd { margin: 0; }
-@media (max-width: 40rem) {
+@media screen and (max-width: 40rem) {
   body { margin: 1rem auto; }
   th, td { padding: .35rem .5rem; font-size: .9rem; }
+  /* Its words would be too small to read at the width of a phone: it scrolls by itself. */
+  img.figure { max-width: none; width: 40rem; }
   dl { display: block; } dd { margin-bottom: .5rem; }
 }
 @media print {
@@ -117,7 +119,8 @@ def picture(drawn: Figure | bytes, text: str, keep: Path, name: str) -> str:
         write_atomic(keep / f"{name}.svg", _render(drawn, "svg"))
     write_atomic(keep / f"{name}.png", png)
     data = base64.b64encode(png).decode()
-    return f'<img class="{kind}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    image = f'<img class="{kind}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    return f'<div class="scroll">{image}</div>'
 
 
 def _render(figure: Figure, kind: str) -> bytes:
