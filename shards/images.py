@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,24 +109,63 @@ class _Digits:
         return None
 
 
+class _Strings(Sequence[str]):
+    """Strings in two buffers: ten million paths as objects would take gigabytes."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        self._bytes, self._ends = bytearray(), array("q", [0])
+        for string in strings:
+            self._bytes += os.fsencode(string)
+            self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):  # Ends iteration too.
+            raise IndexError(index)
+        return os.fsdecode(bytes(self._bytes[self._ends[index] : self._ends[index + 1]]))
+
+
+def _walk(folder: str, prefix: str = "") -> Iterator[str]:
+    """Yield the paths of the images below `folder` in sorted order, holding one folder's names.
+
+    With a slash at their end, folders sort among files as the paths below them do.
+    """
+    with os.scandir(folder) as items:
+        names = sorted(
+            f"{item.name}/" if item.is_dir(follow_symlinks=False) else item.name
+            for item in items
+            if item.is_dir(follow_symlinks=False)
+            or (os.path.splitext(item.name)[1].lower() in EXTENSIONS and item.is_file())
+        )
+    for name in names:
+        if name.endswith("/"):
+            yield from _walk(f"{folder}/{name[:-1]}", prefix + name)
+        else:
+            yield prefix + name
+
+
 class _Folder:
     """Every image below a folder; labelled when each lies in one level of class folders."""
 
     def __init__(self, spec: str, root: Path) -> None:
         if not root.is_dir():
             raise ImageError(f"{root} is not a folder")
-        found = (p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        self._paths = sorted(p.relative_to(root).as_posix() for p in found)
+        self._paths = _Strings(_walk(str(root)))
         if not self._paths:
             raise ImageError(f"{root} holds no image ({' '.join(EXTENSIONS)})")
         self.spec, self._root = spec, root
         self.labels: Labels | None = None
         self.classes: tuple[str, ...] | None = None
         if all(path.count("/") == 1 for path in self._paths):
-            names = [path.partition("/")[0] for path in self._paths]
-            self.classes = tuple(sorted(set(names)))
+            seen: dict[str, int] = {}
+            labels = array("q")
+            for path in self._paths:
+                labels.append(seen.setdefault(path.partition("/")[0], len(seen)))
+            self.classes = tuple(sorted(seen))
             number = {name: label for label, name in enumerate(self.classes)}
-            self.labels = np.array([number[name] for name in names], np.int64)
+            self.labels = np.array([number[name] for name in seen], np.int64)[np.asarray(labels)]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -136,7 +177,7 @@ class _Folder:
         return f"{readable}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
     def path(self, index: int) -> str:
-        return self._paths[index]
+        return str(self._paths[index])
 
     def read(self, index: int) -> Image.Image:
         path = self._root / self._paths[index]

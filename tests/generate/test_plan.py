@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,3 +63,28 @@ def test_a_folder_with_a_set_that_has_no_plan_is_refused(tmp_path: Path) -> None
     plan = make_plan(GenerateConfig(), MODEL, open_images("digits:test"))
     with pytest.raises(PlanError, match=r"no plan\.json"):
         claim(plan, Folder(tmp_path))
+
+
+class _Many:
+    """Ten million images that nobody looks at."""
+
+    spec, labels, classes = "folder:many", None, None
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def key(self, index: int) -> str:
+        return f"n{index:08d}-{index:08x}"
+
+
+def test_a_plan_keeps_no_object_for_an_anchor() -> None:
+    """Memory grows by a hash a shard, not by anything an anchor."""
+    tracemalloc.start()
+    plan = make_plan(GenerateConfig(), MODEL, _Many(50_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert plan.shards == 50
+    assert peak < 50_000  # bytes

@@ -77,6 +77,20 @@ def test_other_folders_have_no_labels(tmp_path: Path, names: list[str]) -> None:
     assert len(source) == len(names)
 
 
+def test_paths_come_in_the_order_of_their_names_however_deep(tmp_path: Path) -> None:
+    """The walk sorts one folder at a time; that must be the order of the whole list."""
+    names = ["a/z.png", "a-b/c.png", "a.png", "a/b-c.png", "a/b/c.png", "a0/x.png", "é/1.png"]
+    names.append("Z.PNG")
+    for name in [*names, "a/notes.txt", ".png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name, "PNG")
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    source = open_images(f"folder:{tmp_path}")
+    paths = [source.path(index) for index in range(len(source))]
+    assert paths == sorted([*names, "link.png"])
+
+
 def test_keys_are_distinct_and_do_not_move(tmp_path: Path) -> None:
     names = ["a b.png", "a_b.png", "a.b.png", "a_b.jpg", "ä/ß.png", "x" * 120 + ".png"]
     for name in names:
