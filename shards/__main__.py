@@ -53,6 +53,8 @@ _MORE = {
     "diff": "Say in what two sets differ.",
     "join": "Pair a set that carries no anchors with your own.",
     "merge": "Write several sets as one.",
+    "preview": "Show a set: a contact sheet, or a gallery to filter and zoom.",
+    "repair": "Fetch or make again what is damaged.",
     "split": "Write disjoint parts of a set.",
     "strip": "Write a set without its anchors.",
     "subset": "Write N records of each class.",

@@ -156,3 +156,45 @@ def diff(first: str, second: str) -> None:
             more = f" and {len(keys) - 5:,} more" if len(keys) > 5 else ""
             click.echo(f"{what}: {len(keys):,} records: {', '.join(keys[:5])}{more}")
     raise SystemExit(1 if found else 0)
+
+
+@click.command()
+@click.argument("folder", metavar="SET", type=_PATH)
+@click.option("--from", "copy", metavar="ADDRESS", help="Where the same set lies whole.")
+@_says_errors
+def repair(folder: Path, copy: str | None) -> None:
+    """Make a damaged SET whole: only its damaged shards are fetched again.
+
+    Without --from, indexes are made again, and the `clsp generate` that made SET will make its
+    damaged shards again, and no other, when it is run again.
+    """
+    from .repair import repair as repair_set
+
+    found = repair_set(folder, copy)
+    for name in found.repaired:
+        click.echo(f"{name}: repaired")
+    if found.damaged:
+        raise click.ClickException(
+            f"{', '.join(found.damaged)}: damaged; give --from, or run again the `clsp generate` "
+            "that made the set"
+        )
+    open_set(folder)
+    click.echo(f"{folder}: whole")
+
+
+@click.command()
+@_SET
+@click.option("--out", required=True, type=_PATH, help="A .png contact sheet or a .html gallery.")
+@click.option("--samples", default=500, show_default=True, type=click.IntRange(min=1))
+@_says_errors
+def preview(address: str, out: Path, samples: int) -> None:
+    """Show SET: a contact sheet, or a gallery to filter and zoom, in one file."""
+    from .files import write_atomic
+    from .gallery import gallery_html
+    from .preview import preview_png
+
+    makers = {".png": preview_png, ".html": gallery_html}
+    if out.suffix not in makers:
+        raise click.BadParameter(f"{out} ends neither in .png nor in .html", param_hint="--out")
+    write_atomic(out, makers[out.suffix](open_set(address), samples))
+    click.echo(str(out))

@@ -109,7 +109,7 @@ def pull(
 
     def bring(shard: ShardFile) -> None:
         if positives is None:
-            _bring_whole(source, folder, shard)
+            bring_shard(source, folder, shard)
             kept[shard.name] = shard
         else:
             kept[shard.name] = _bring_part(
@@ -165,7 +165,8 @@ def _claim(folder: Path, part: dict[str, Any], whole: str | None) -> Manifest | 
     return finished
 
 
-def _bring_whole(source: Source, folder: Path, shard: ShardFile) -> None:
+def bring_shard(source: Source, folder: Path, shard: ShardFile) -> None:
+    """Fetch a shard and its index into a set's folder, unless they are there and whole."""
     index_bytes = shard.most_index_bytes
     _bring(source, folder, shard.index_name, shard.idx_sha256, index_bytes, exact=False)
     _bring(source, folder, shard.name, shard.sha256, shard.bytes)
