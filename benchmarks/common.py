@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from clsp.evaluate.about import commit, hardware
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,36 +30,6 @@ def alternate(tasks: Mapping[str, Callable[[], object]], rounds: int = 3) -> dic
             task()
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def hardware() -> str:
-    """Return processor, cores in use and GPU, in words."""
-    cores = len(os.sched_getaffinity(0))
-    words = f"{cores} cores of {_processor()}"
-    try:
-        import torch
-    except ImportError:
-        return words
-    return f"{words}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else words
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """Return the checkout's commit, with a plus sign when files differ from it."""
-    root = Path(__file__).parent.parent
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=10"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def command() -> str:

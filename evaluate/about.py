@@ -8,8 +8,6 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -33,6 +31,8 @@ def hardware() -> str:
     """Return cores in use, processor and GPU."""
     cores = len(os.sched_getaffinity(0))
     words = f"{cores} cores of {_processor()}"
+    import torch  # here, because a measurement of memory may want to be without it
+
     return f"{words}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else words
 
 

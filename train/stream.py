@@ -40,7 +40,7 @@ class Stream:
         self.config, self.options, self.accelerator = config, options, accelerator
         self.hardness = None
         if options.follow:
-            if config.hardness != "0:1":
+            if config.hardness != "0:1" or config.hardness_curriculum:
                 raise ValueError("hardness is known of a finished set only; leave out --follow")
             self.followed = FollowedSet(Path(address), out / "epochs.jsonl", accelerator)
             samples, self.set_id = self.followed.samples, self.followed.id
