@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 STORED_FORMATS = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}
 _ENCODING: dict[str, dict[str, Any]] = {
     "png": {},
@@ -114,9 +115,10 @@ class _Strings(Sequence[str]):
 
     def __init__(self, strings: Iterable[str]) -> None:
         self._bytes, self._ends = bytearray(), array("q", [0])
+        data, ends = self._bytes, self._ends
         for string in strings:
-            self._bytes += os.fsencode(string)
-            self._ends.append(len(self._bytes))
+            data += string.encode("utf-8", "surrogateescape")
+            ends.append(len(data))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -124,7 +126,8 @@ class _Strings(Sequence[str]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):  # Ends iteration too.
             raise IndexError(index)
-        return os.fsdecode(bytes(self._bytes[self._ends[index] : self._ends[index + 1]]))
+        part = self._bytes[self._ends[index] : self._ends[index + 1]]
+        return part.decode("utf-8", "surrogateescape")
 
 
 def _walk(folder: str, prefix: str = "") -> Iterator[str]:
@@ -158,11 +161,14 @@ class _Folder:
         self.spec, self._root = spec, root
         self.labels: Labels | None = None
         self.classes: tuple[str, ...] | None = None
-        if all(path.count("/") == 1 for path in self._paths):
-            seen: dict[str, int] = {}
-            labels = array("q")
-            for path in self._paths:
-                labels.append(seen.setdefault(path.partition("/")[0], len(seen)))
+        seen: dict[str, int] = {}
+        labels = array("q")
+        for path in self._paths:
+            name, _, rest = path.partition("/")
+            if not rest or "/" in rest:
+                break
+            labels.append(seen.setdefault(name, len(seen)))
+        else:
             self.classes = tuple(sorted(seen))
             number = {name: label for label, name in enumerate(self.classes)}
             self.labels = np.array([number[name] for name in seen], np.int64)[np.asarray(labels)]
@@ -173,7 +179,7 @@ class _Folder:
     def key(self, index: int) -> str:
         # The hash keeps keys apart that differ in what is replaced, or only in their extension.
         path = self._paths[index]
-        readable = re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0])[-64:]
+        readable = _NOT_IN_KEYS.sub("_", path.rpartition(".")[0])[-64:]
         return f"{readable}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
     def path(self, index: int) -> str:
