@@ -51,6 +51,8 @@ def _describe(shards: ShardSet) -> str:
 
 _MORE = {
     "diff": "Say in what two sets differ.",
+    "export": "Write a set as .npy, Parquet or folders.",
+    "import": "Write a set of a .npy, a Parquet file or folders.",
     "join": "Pair a set that carries no anchors with your own.",
     "merge": "Write several sets as one.",
     "preview": "Show a set: a contact sheet, or a gallery to filter and zoom.",
@@ -63,7 +65,10 @@ _MORE = {
 
 @click.group(
     cls=LazyGroup,
-    lazy={name: ("clsp.shards.commands", name, line) for name, line in _MORE.items()},
+    lazy={
+        name: ("clsp.shards.commands", name.replace("import", "import_"), line)
+        for name, line in _MORE.items()
+    },
 )
 def main() -> None:
     """Check, describe, edit and share shard sets."""

@@ -198,3 +198,36 @@ def preview(address: str, out: Path, samples: int) -> None:
         raise click.BadParameter(f"{out} ends neither in .png nor in .html", param_hint="--out")
     write_atomic(out, makers[out.suffix](open_set(address), samples))
     click.echo(str(out))
+
+
+@click.command("import")
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@_OUT
+@click.option("--anchors", help="Of a .npy: its images in the same order, e.g. cifar10:ROOT.")
+@click.option("--shard-size", default=1000, show_default=True, type=click.IntRange(min=1))
+@_says_errors
+def import_(path: Path, out: Path, anchors: str | None, shard_size: int) -> None:
+    """Write a set of PATH: a .npy (N, K, H, W, 3) uint8, a .parquet, or a folder per anchor."""
+    from .convert import import_folders, import_npy, import_parquet
+
+    if path.suffix == ".npy":
+        if anchors is None:
+            raise click.UsageError("a .npy holds positives only: --anchors gives their anchors")
+        _say(import_npy(path, out, open_images(anchors), shard_size))
+    elif path.is_dir():
+        _say(import_folders(path, out, shard_size=shard_size))
+    else:
+        _say(import_parquet(path, out, shard_size=shard_size))
+
+
+@click.command()
+@_SET
+@_OUT
+@_says_errors
+def export(address: str, out: Path) -> None:
+    """Write SET as OUT: positives as a .npy, all as a .parquet, or a folder for each anchor."""
+    from .convert import export_folders, export_npy, export_parquet
+
+    makers = {".npy": export_npy, ".parquet": export_parquet}
+    makers.get(out.suffix, export_folders)(open_set(address), out)
+    click.echo(str(out))

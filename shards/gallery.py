@@ -93,7 +93,8 @@ h1 { font-size: 1rem; margin: 0; flex-basis: 100%; }
 label { display: flex; gap: .4rem; align-items: center; }
 main { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; padding: 1.2rem; }
 figure { margin: 0; }
-figure[hidden], .scored[hidden] { display: none; } figcaption { color: var(--dim); font-size: .8rem; }
+figure[hidden], .scored[hidden] { display: none; }
+figcaption { color: var(--dim); font-size: .8rem; }
 .row { display: flex; gap: 3px; }
 .row button { padding: 0; border: 0; cursor: zoom-in; width: var(--side); height: var(--side);
   background-size: auto 100%; image-rendering: pixelated; }

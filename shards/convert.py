@@ -1,0 +1,201 @@
+"""Sets from and to what others use: .npy arrays, a folder per anchor, Parquet of `datasets`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .check import ShardError
+from .edit import write_set
+from .files import write_atomic
+from .images import ImageSource, decode_image, encode_image, fit_square
+from .manifest import Manifest
+from .reader import ShardSet
+from .record import Record, check_hashes, fields
+
+SHARD_SIZE = 1000
+
+
+def import_npy(
+    path: Path, out: Path, source: ImageSource, shard_size: int = SHARD_SIZE
+) -> ShardSet:
+    """Write a set of an array (N, K, H, W, 3) uint8 whose row i is of the source's image i.
+
+    Raises ShardError for another shape or type, and for another number of images.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ShardError(f"{path} is no plain array: {error}") from error
+    if array.dtype != np.uint8 or array.ndim != 5 or array.shape[4] != 3:
+        raise ShardError(f"{path} is {array.dtype} {array.shape}, expected uint8 (N, K, H, W, 3)")
+    if array.shape[2] != array.shape[3] or len(array) != len(source):
+        raise ShardError(
+            f"{path} has {len(array)} rows of {array.shape[2]}x{array.shape[3]} images, "
+            f"{source.spec} {len(source)} images; expected as many, and squares"
+        )
+    side = array.shape[2]
+
+    def records() -> Iterator[Record]:
+        for index in range(len(source)):
+            anchor = np.asarray(fit_square(source.read(index), side))
+            meta: dict[str, Any] = {
+                "source": source.path(index),
+                "source_sha256": source.file_sha256(index),
+            }
+            if source.labels is not None:
+                meta["label"] = int(source.labels[index])
+            positives = tuple(encode_image(np.asarray(image), "png") for image in array[index])
+            yield Record(source.key(index), encode_image(anchor, "png"), positives, meta)
+
+    like = _manifest(array.shape[1], "png", side, True, source.classes)
+    return write_set(out, like, _parts(records(), shard_size), f"import {path.name}")
+
+
+def export_npy(shards: ShardSet, path: Path) -> None:
+    """Write positives as an array (N, K, H, W, 3) uint8, in the set's order, and keys beside it."""
+    names = [f"p{number}" for number in range(shards.positives)]
+    side = shards.manifest.image_size
+    shape = (len(shards), len(names), side, side, 3)
+    temporary = path.with_name(f".{path.name}.tmp")
+    array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+    for row in range(len(shards)):
+        array[row] = shards.pixels(row, names)
+    array.flush()
+    os.replace(temporary, path)
+    keys = "".join(f"{key}\n" for key in shards.keys)
+    write_atomic(path.with_suffix(".keys.txt"), keys.encode())
+
+
+def export_folders(shards: ShardSet, out: Path) -> None:
+    """Write OUT/KEY/anchor.png, p0.png ... and record.json; the files are the set's own bytes."""
+    if out.exists() and any(out.iterdir()):
+        raise ShardError(f"{out} is not empty; give a new folder")
+    suffix = shards.manifest.image_format
+    for row in range(len(shards)):
+        record = shards.record(row)
+        folder = out / record.key
+        folder.mkdir(parents=True)
+        if record.anchor is not None:
+            (folder / f"anchor.{suffix}").write_bytes(record.anchor)
+        for number, image in enumerate(record.positives):
+            (folder / f"p{number}.{suffix}").write_bytes(image)
+        (folder / "record.json").write_text(json.dumps(record.meta, sort_keys=True) + "\n")
+
+
+def import_folders(
+    path: Path, out: Path, classes: tuple[str, ...] | None = None, shard_size: int = SHARD_SIZE
+) -> ShardSet:
+    """Write a set of PATH/KEY/anchor.EXT, p0.EXT ... and, where there is one, record.json.
+
+    All folders have the same files, all images one format and size. Raises ShardError else.
+    """
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    if not folders:
+        raise ShardError(f"{path} holds no folder of an anchor")
+    images = [file for file in folders[0].iterdir() if file.name != "record.json"]
+    suffixes = {file.suffix.lstrip(".") for file in images}
+    if len(suffixes) != 1:
+        raise ShardError(f"{folders[0]} has files of the kinds {sorted(suffixes)}, expected one")
+    suffix, anchors = suffixes.pop(), any(file.stem == "anchor" for file in images)
+    positives = len(images) - anchors
+    expected = fields(positives, suffix, anchors)[:-1]
+
+    def records() -> Iterator[Record]:
+        for folder in folders:
+            found = {file.name for file in folder.iterdir()} - {"record.json"}
+            if found != set(expected):
+                raise ShardError(f"{folder} has {sorted(found)}, expected {list(expected)}")
+            contents = [(folder / name).read_bytes() for name in expected]
+            meta_file = folder / "record.json"
+            meta = json.loads(meta_file.read_bytes()) if meta_file.exists() else {}
+            anchor, *rest = contents if anchors else [None, *contents]
+            yield Record(folder.name, anchor, tuple(d for d in rest if d is not None), meta, suffix)
+
+    side = decode_image((folders[0] / expected[0]).read_bytes()).shape[0]
+    like = _manifest(positives, suffix, side, anchors, classes)
+    return write_set(out, like, _parts(records(), shard_size), f"import {path.name}")
+
+
+def export_parquet(shards: ShardSet, path: Path) -> None:
+    """Write a Parquet file as `datasets` writes it: columns key, anchor, p0 ..., and json.
+
+    Images are of the type that the Hub shows, with the set's own bytes. Needs the extra [parquet].
+    """
+    datasets = _datasets()
+    names = [*(["anchor"] * shards.manifest.anchors), *(f"p{n}" for n in range(shards.positives))]
+    text, image = datasets.Value("string"), datasets.Image()
+    features = datasets.Features({"key": text, **dict.fromkeys(names, image), "json": text})
+    rows: dict[str, list[Any]] = {name: [] for name in features}
+    for row in range(len(shards)):
+        contents = shards.read(row)
+        check_hashes(contents)
+        rows["key"].append(shards.key(row))
+        rows["json"].append(contents["json"].decode())
+        for name in names:
+            rows[name].append({"bytes": contents[name], "path": None})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+
+
+def import_parquet(
+    path: Path, out: Path, classes: tuple[str, ...] | None = None, shard_size: int = SHARD_SIZE
+) -> ShardSet:
+    """Write a set of a Parquet file with the columns that `export_parquet` writes."""
+    import pyarrow.parquet
+
+    _datasets()
+    table = pyarrow.parquet.read_table(path)
+    positives = sum(1 for name in table.column_names if name[0] == "p" and name[1:].isdigit())
+    if not positives or not {"key", "json"} <= set(table.column_names):
+        raise ShardError(f"{path} has the columns {table.column_names}, expected key, p0 ..., json")
+    rows = table.to_pylist()
+    with_anchors = "anchor" in table.column_names
+    shown = decode_image(rows[0]["p0"]["bytes"])
+    suffix = _format_of(rows[0]["p0"]["bytes"])
+
+    def records() -> Iterator[Record]:
+        for row in rows:
+            meta = json.loads(row["json"])
+            meta.pop("sha256", None)
+            anchor = row["anchor"]["bytes"] if with_anchors else None
+            images = tuple(row[f"p{number}"]["bytes"] for number in range(positives))
+            yield Record(row["key"], anchor, images, meta, suffix)
+
+    like = _manifest(positives, suffix, shown.shape[0], with_anchors, classes)
+    return write_set(out, like, _parts(records(), shard_size), f"import {path.name}")
+
+
+def _format_of(data: bytes) -> str:
+    if data.startswith(b"\x89PNG"):
+        return "png"
+    return "webp" if data[8:12] == b"WEBP" else "jpeg"
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ShardError("Parquet needs `datasets`: pip install 'clsp[parquet]'") from error
+    return datasets
+
+
+def _parts(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    part: list[Record] = []
+    for record in records:
+        part.append(record)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _manifest(
+    positives: int, image_format: str, side: int, anchors: bool, classes: tuple[str, ...] | None
+) -> Manifest:
+    return Manifest(positives, image_format, side, 0, (), anchors, classes=classes)
