@@ -96,6 +96,8 @@ class FitConfig:
     ema: float = _help("Decay of the weights' moving average, which is what gets saved.", 0.9999)
     clip: float = _help("Largest gradient norm.", 1.0)
     flip: bool = _help("Mirror half of the images.", True)
+    labels: bool = _help("Train with the images' class labels, for guidance.", False)
+    label_dropout: float = _help("Share of images whose label is hidden.", 0.1)
     seed: int = _help("Seed of weights, order and noise.", 0)
     save_every: int = _help("Steps between checkpoints.", 2000)
     sample_every: int = _help("Steps between grids of samples.", 10_000)
@@ -116,6 +118,8 @@ class FitConfig:
         narrow = [self.channels * m for m in self.channel_mult if self.channels * m % self.groups]
         if narrow:
             raise ValueError(f"groups {self.groups} does not divide a level's {narrow[0]} channels")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout is {self.label_dropout}, expected a share in [0, 1]")
         for name in ("steps", "batch", "save_every", "sample_every", "sample_steps", "timesteps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")

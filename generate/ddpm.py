@@ -17,8 +17,11 @@ from .sampler import make_scheduler
 _GRID = 8  # samples a side
 
 
-def build_unet(config: FitConfig) -> UNet2DModel:
-    """Return the U-Net of `config` with fresh weights; it maps (B, 3, S, S) and (B,) to eps."""
+def build_unet(config: FitConfig, classes: int = 0) -> UNet2DModel:
+    """Return the U-Net of `config` with fresh weights; it maps (B, 3, S, S) and (B,) to eps.
+
+    classes: of the labels that it takes too; the label after the last class stands for none.
+    """
     levels = range(len(config.channel_mult))
     down = ["AttnDownBlock2D" if i in config.attention else "DownBlock2D" for i in levels]
     up = ["AttnUpBlock2D" if i in config.attention else "UpBlock2D" for i in reversed(levels)]
@@ -31,6 +34,7 @@ def build_unet(config: FitConfig) -> UNet2DModel:
         layers_per_block=config.blocks,
         norm_num_groups=config.groups,
         dropout=config.dropout,
+        num_class_embeds=classes + 1 if classes else None,
         attention_head_dim=None,  # one head, as in the DDPM paper
     )
 
@@ -65,16 +69,19 @@ def denoising_loss(eps: Tensor, noise: Tensor, alpha_bar: Tensor, min_snr: float
 def sample_grid(unet: UNet2DModel, config: FitConfig, device: torch.device) -> np.ndarray:
     """Return an 8x8 grid of samples, (8 S, 8 S, 3) uint8, always from the same noise.
 
-    Ancestral sampling with x_0 clipped: it shows a model's state long before it is good enough
-    for samplers that do not clip.
+    A model with labels draws a class a row. Ancestral sampling with x_0 clipped: it shows a model's
+    state long before it is good enough for samplers that do not clip.
     """
     scheduler = make_scheduler("ddpm", dict(noise_schedule(config).config))
     scheduler.set_timesteps(config.sample_steps)
     side = config.image_size
     generator = torch.Generator().manual_seed(config.seed)
     x = torch.randn((_GRID**2, 3, side, side), generator=generator).to(device)
+    labels = None
+    if unet.config.num_class_embeds:
+        labels = torch.arange(len(x), device=device) // _GRID % (unet.config.num_class_embeds - 1)
     for t in scheduler.timesteps:
-        eps = unet(x, t.to(device)).sample
+        eps = unet(x, t.to(device), labels).sample
         x = scheduler.step(eps, t, x, generator=generator).prev_sample
     levels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
     tiles = levels.reshape(_GRID, _GRID, 3, side, side).permute(0, 3, 1, 4, 2)

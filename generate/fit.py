@@ -1,4 +1,4 @@
-"""Train an unconditional DDPM on an image source, when there is no diffusion model for it yet.
+"""Train a DDPM on an image source, with or without labels, when there is no model for it yet.
 
 OUT becomes a plain diffusers pipeline folder, which `DDPMPipeline.from_pretrained` and
 `clsp generate --model` open. Everything about the run itself is in OUT/fit/: the config, one
@@ -48,6 +48,23 @@ def draw_batch(
     return images, noise, t
 
 
+def draw_labels(
+    labels: np.ndarray, rows: np.ndarray, classes: int, config: FitConfig, step: int, rank: int
+) -> Tensor:
+    """Return the labels (b,) of one step on one rank, some of them hidden, as `classes`.
+
+    Hiding them teaches the model what it predicts without one, which guidance needs.
+
+    Ho and Salimans, 2022, arXiv:2207.12598.
+    """
+    import torch
+
+    # Another stream than the batch's images, noise and timesteps.
+    generator = torch.Generator().manual_seed(_step_seed(config, step, rank) ^ (1 << 62))
+    hidden = torch.rand(len(rows), generator=generator) < config.label_dropout
+    return torch.where(hidden, classes, torch.from_numpy(labels[rows]))
+
+
 def _step_seed(config: FitConfig, step: int, rank: int) -> int:
     return (config.seed << 40) + (step << 16) + rank
 
@@ -59,8 +76,8 @@ def fit(
 
     compile_unet: let torch.compile speed up the steps, after a minute or two.
     Runs on whatever Accelerate finds: one device, or each rank of `accelerate launch`.
-    Raises ValueError for images that cannot be used, and for an `out` that holds another
-    config's run.
+    Raises ValueError for images that cannot be used, or lack the labels that are wanted, and for an
+    `out` that holds another config's run.
     """
     import torch
     from accelerate import Accelerator
@@ -76,11 +93,15 @@ def fit(
     rank, world = accelerator.process_index, accelerator.num_processes
     run = out / "fit"
     (run / "samples").mkdir(parents=True, exist_ok=True)
-    pixels = load_pixels(open_images(config.images, download=download), size=config.image_size)
+    source = open_images(config.images, download=download)
+    if config.labels and (source.labels is None or not source.classes):
+        raise ValueError(f"images {config.images}: they have no class labels, which labels wants")
+    classes = len(source.classes) if config.labels and source.classes else 0
+    pixels = load_pixels(source, size=config.image_size)
     check_batch(len(pixels), config.batch, world)
 
     torch.manual_seed(config.seed)
-    unet = build_unet(config)
+    unet = build_unet(config, classes)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     unet.to(device, memory_format=layout)
     average = EMAModel(unet.parameters(), decay=config.ema, foreach=True)
@@ -120,7 +141,10 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = fit_learning_rate(config, step)
         noisy = noising.add_noise(images, noise, t).contiguous(memory_format=layout)
-        eps = model(noisy, t).sample
+        labels = None
+        if classes and source.labels is not None:
+            labels = draw_labels(source.labels, rows, classes, config, step, rank).to(device)
+        eps = model(noisy, t, labels).sample
         loss = denoising_loss(eps, noise, alpha_bar[t], config.min_snr)
         optimizer.zero_grad()
         accelerator.backward(loss)

@@ -17,9 +17,12 @@ from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from clsp.generate.config import FitConfig, fit_learning_rate
+from clsp.generate.__main__ import generate
+from clsp.generate.config import FitConfig, GenerateConfig, fit_learning_rate
 from clsp.generate.ddpm import build_unet, denoising_loss
-from clsp.generate.fit import draw_batch, fit
+from clsp.generate.diffusion import open_model
+from clsp.generate.fit import draw_batch, draw_labels, fit
+from clsp.shards.store import open_set
 
 TINY = FitConfig(
     images="digits:test",
@@ -160,3 +163,33 @@ def test_a_compiled_fit_saves_the_same_kind_of_model(tmp_path: Path) -> None:
     assert set(one) == set(other)
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_with_labels_is_one_that_generate_can_guide(tmp_path: Path) -> None:
+    model = fit(replace(TINY, labels=True, steps=60), tmp_path / "model")
+    opened = open_model(str(model))
+    assert opened.label_rows == 11  # ten digits and the label that stands for none
+    opened.check_labels(10, guidance=1.8)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor(500)
+    of = [opened.denoiser(torch.full((2,), label))(x, t) for label in (3, 7, 10)]
+    assert not torch.allclose(of[0], of[1])
+    assert not torch.allclose(of[0], of[2])
+    sampling = GenerateConfig(positives=1, steps=2, guidance=1.8, shard_size=400)
+    generate(sampling, "digits:test", str(model), tmp_path / "set", device="cpu", workers=1)
+    assert open_set(tmp_path / "set").manifest.plan["config"]["guidance"] == 1.8
+
+
+def test_labels_are_hidden_at_the_given_rate() -> None:
+    labels, rows = np.arange(1000) % 10, np.arange(1000)
+    config = replace(TINY, labels=True, label_dropout=0.3)
+    drawn = draw_labels(labels, rows, 10, config, step=5, rank=0).numpy()
+    assert 0.25 < (drawn == 10).mean() < 0.35
+    assert (drawn[drawn < 10] == labels[drawn < 10]).all()
+    again = draw_labels(labels, rows, 10, config, step=6, rank=0).numpy()
+    assert (drawn != again).any()
+
+
+def test_labels_of_images_that_have_none_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="they have no class labels"):
+        fit(replace(TINY, images=f"folder:{tmp_path}", labels=True), tmp_path / "model")
