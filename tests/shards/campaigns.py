@@ -35,6 +35,11 @@ def read_all(address: str, cache: Path, limit: int, seed: int) -> None:
         assert remote.record(number).key == f"digit-{number:04d}"
 
 
+def _unfinished(cache: Path) -> set[tuple[Path, int]]:
+    """Return the unfinished downloads of a cache, each with the time it was last written."""
+    return {(path, path.stat().st_mtime_ns) for path in cache.rglob("??/.*.part")}
+
+
 def kill_readers(shards: ShardSet, cache: Path, trials: int) -> dict[str, int]:
     """Kill a reader at a random moment, look at the cache, delete half of it; again and again.
 
@@ -47,12 +52,13 @@ def kill_readers(shards: ShardSet, cache: Path, trials: int) -> dict[str, int]:
     with slow as server:
         places = (server.address, cache, 10**9)
         for trial in range(trials):
+            before = _unfinished(cache)
             reader = context.Process(target=read_all, args=(*places, trial))
             reader.start()
             time.sleep(dice.random() * 0.15)
             reader.kill()
             reader.join()
-            unfinished += bool(list(cache.rglob("??/.*.part")))
+            unfinished += bool(_unfinished(cache) - before)
             wrong += len(wrong_files(cache))
             for path in sorted(cache.rglob("??/*")):
                 if dice.random() < 0.5 and not path.name.endswith(".part"):
