@@ -268,7 +268,10 @@ class ShardSet:
                         f"but the shard has {shard.bytes}"
                     )
                 places.extend((offset, size))
-        return [split_name(record[0].name)[0] for record in records], places
+        try:
+            return [split_name(record[0].name)[0] for record in records], places
+        except ValueError as error:
+            raise ShardError(f"index {Path(shard.index_name).name}: {error}") from error
 
     def _read_index_file(self, shard: ShardFile) -> list[list[Member]]:
         path = self.index_path(shard)

@@ -451,6 +451,10 @@ CASES: Mapping[str, tuple[Callable[[Path], None], str]] = {
         "1 records",
     ),
     "index with a word too many": (index_of(lambda i: i[:-1] + b" x\n"), r"index train-00000\.idx"),
+    "index of a name outside": (
+        index_of(lambda i: i.replace(b" a.anchor.png", b" ../a.anchor.png")),
+        r"idx: '\.\./a\.anchor\.png'|does not describe it",
+    ),
     "index that is a pickle": (index_of(lambda i: payload()), r"index train-00000\.idx"),
     "index of 1 TiB": (instead_of("data/train-00000.idx", hole(2**40)), "idx"),
     "index by named pipe": (instead_of("data/train-00000.idx", os.mkfifo), r"idx is missing"),
