@@ -126,10 +126,12 @@ def _run_arm(out: Path, name: str, seed: int, epochs: int) -> Result:
     run = out / "runs" / f"{ARMS[name]}-{seed}"
     encoder = load_encoder(train(config, out / "positives" / "train", run, cache=out / "cache"))
     fitted, tested = (
-        compute_features(encoder, open_images(f"digits:{part}"), keep=out / "cache")
+        compute_features(encoder, open_images(f"digits:{part}"), keep=out / "cache", mirrored=False)
         for part in ("train", "test")
     )
-    return probe_encoder(fitted, tested, EvaluateConfig(flip=False, seed=seed), read_curves(run))
+    return probe_encoder(
+        fitted, tested, EvaluateConfig(flip=False, lbfgs=False, seed=seed), read_curves(run)
+    )
 
 
 def agreement(positives: Path) -> tuple[float, float]:

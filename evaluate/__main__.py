@@ -20,7 +20,7 @@ from ..recipes import (
     config_options,
     recipe_option,
 )
-from .config import EvaluateConfig
+from .config import ENCODER_KINDS, EvaluateConfig
 
 if TYPE_CHECKING:
     from .probe import Result
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parent / "recipes"
 
 
+ENCODERS = f"\b\nAn encoder is one of\n{ENCODER_KINDS}"  # \b: keep these lines
 # name: (module, attribute, one line for `clsp evaluate --help`)
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("clsp.evaluate.compare", "main", "Put evaluated encoders side by side."),
@@ -44,8 +45,8 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.option("--encoder", required=True, type=click.Path(path_type=Path), help="OUT/encoder.")
+@main.command(epilog=ENCODERS)
+@click.option("--encoder", required=True, help="OUT/encoder of a run, or any other: see below.")
 @click.option("--train", required=True, help="Labelled images to fit the probes on.")
 @click.option("--test", required=True, help="Labelled images to test on.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
@@ -56,7 +57,7 @@ def main() -> None:
 @recipe_option(RECIPES)
 @config_options(EvaluateConfig)
 def probe(
-    encoder: Path,
+    encoder: str,
     train: str,
     test: str,
     out: Path,
@@ -71,7 +72,7 @@ def probe(
     Writes OUT/results.json and OUT/report.html. Features are computed once and kept in the cache.
     """
     config = build_config(EvaluateConfig, options)
-    places = {"encoder": str(encoder), "train": train, "test": test, "set": address or "none"}
+    places = {"encoder": encoder, "train": train, "test": test, "set": address or "none"}
     try:
         result = evaluate(config, places, out, device=device, download=download, cache=cache)
     except (ValueError, OSError) as error:
@@ -99,25 +100,27 @@ def evaluate(
     from ..shards.files import write_atomic
     from ..shards.images import open_images
     from ..shards.store import open_set
-    from ..train.encoder import load_encoder
     from .about import commit, hardware
     from .audit import set_sheets
+    from .encoders import open_encoder
     from .features import compute_features
     from .neighbours import neighbours_sheet
     from .probe import probe_encoder
     from .report import Arm, Report, write_report
 
-    opened = load_encoder(places["encoder"])
+    opened = open_encoder(places["encoder"])
     sources = [open_images(places[part], download=download) for part in ("train", "test")]
     shards = None if places["set"] == "none" else open_set(places["set"])
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     announce(config, out / "config.json")
     train, test = (
-        compute_features(opened, source, device=device, keep=cache / "features")
-        for source in sources
+        compute_features(opened, source, device=device, keep=cache / "features", mirrored=mirrored)
+        for source, mirrored in zip(sources, (config.flip, False), strict=True)
     )
-    result = probe_encoder(train, test, config, read_curves(Path(places["encoder"]).parent))
+    result = probe_encoder(
+        train.to(device), test.to(device), config, read_curves(Path(places["encoder"]).parent)
+    )
     about = {
         **places,
         "set's id": shards.id if shards else "none",
@@ -139,10 +142,12 @@ def evaluate(
         "about": about,
     }
     write_atomic(out / "results.json", (json.dumps(values, indent=2) + "\n").encode())
-    name = f"{opened.config['method']}, third view {opened.config['positive']}"
+    name = opened.config["method"]
+    if "positive" in opened.config:  # it is one of ours
+        name += f", third view {opened.config['positive']}, {opened.config['epochs']} epochs"
     report = Report(
         title="Encoder evaluation",
-        lead=f"{places['encoder']}: {name}, {opened.config['epochs']} epochs.",
+        lead=f"{places['encoder']}: {name}.",
         arms=[Arm(name, (result,))],
         classes=test.classes,
         about=about,

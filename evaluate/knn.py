@@ -1,62 +1,83 @@
-"""Weighted k-nearest-neighbour accuracy, with k chosen on a validation split."""
+"""Weighted k-nearest-neighbour accuracy, with k and temperature chosen on a validation split."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .config import KS, TEMPERATURES
 from .features import Features
+from .split import check_labels, split_validation
 
-KS = (1, 5, 10, 20, 50, 100, 200)
-TEMPERATURE = 0.07
-_VALIDATION = 0.1  # of the training images of each class
-_CHUNK = 1024  # test images at a time
+_CHUNK = 256  # test images at a time: 51 MB of similarities with 50,000 training images
 
 
-def knn_predict(train: Features, test: Features, k: int) -> Tensor:
-    """Return each test image's class, (N,): neighbours vote with exp(cosine / 0.07).
+def knn_predict(train: Features, test: Features, k: int, temperature: float = 0.07) -> Tensor:
+    """Return each test image's class, (N,): neighbours vote with exp(cosine / temperature).
+
+    Raises ValueError when there are fewer than k training images.
 
     Wu et al., 2018, arXiv:1805.01978.
     """
-    bank = normalize(train.plain, dim=1)
-    found = []
-    for queries in normalize(test.plain, dim=1).split(_CHUNK):
-        similarity, neighbours = (queries @ bank.T).topk(k, dim=1)
-        votes = torch.zeros(len(queries), len(train.classes))
-        # Relative to the nearest one: the same ranking, and nothing overflows.
-        weights = ((similarity - similarity[:, :1]) / TEMPERATURE).exp()
-        votes.scatter_add_(1, train.labels[neighbours], weights)
-        found.append(votes.argmax(dim=1))
+    found = [
+        _vote(train, similarity, neighbours, temperature).argmax(dim=1)
+        for similarity, neighbours in _nearest(train, test, k)
+    ]
     return torch.cat(found)
 
 
-def split_validation(train: Features, seed: int = 0) -> tuple[Features, Features]:
-    """Split features into a larger part and a validation part of a tenth of each class."""
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(train.labels), dtype=torch.bool)
-    for label in train.labels.unique():
-        rows = (train.labels == label).nonzero()[:, 0]
-        chosen = torch.randperm(len(rows), generator=generator)
-        held_out[rows[chosen[: max(1, round(_VALIDATION * len(rows)))]]] = True
-    return train.select(~held_out), train.select(held_out)
+def _nearest(train: Features, test: Features, k: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield cosine and index, each (n, k), of the nearest training images, nearest first."""
+    if not 1 <= k <= len(train.labels):
+        raise ValueError(f"kNN with k = {k}, but there are {len(train.labels)} training images")
+    bank = normalize(train.plain, dim=1)
+    for queries in normalize(test.plain, dim=1).split(_CHUNK):
+        similarity, neighbours = (queries @ bank.T).topk(k, dim=1)
+        yield similarity, neighbours
 
 
-def knn(train: Features, test: Features, seed: int = 0) -> dict[str, float]:
-    """Return "knn", the accuracy in percent on `test`, and "knn_k", the k that was chosen.
+def _vote(train: Features, similarity: Tensor, neighbours: Tensor, temperature: float) -> Tensor:
+    votes = similarity.new_zeros(len(similarity), len(train.classes))
+    # Relative to the nearest one: the same ranking, and nothing overflows.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    return votes.scatter_add_(1, train.labels[neighbours], weights)
 
-    k is the best on a validation split of `train`, the smallest one of equals; then all of `train`
-    votes on `test`. Raises ValueError for a class with a single image.
+
+def knn(
+    train: Features,
+    test: Features,
+    seed: int = 0,
+    *,
+    ks: Sequence[int] = KS,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> dict[str, float]:
+    """Return "knn", the accuracy in percent on `test`, with "knn_k" and "knn_t", the chosen values.
+
+    The pair is the best on a validation split of `train`; of equals the smallest k, then the
+    smallest temperature. Then all of `train` votes on `test`. A k above the size of what is left
+    of `train` is not tried.
+    Raises ValueError when none is left to try, and for a class with a single image.
     """
-    fewest = train.labels.bincount(minlength=len(train.classes)).min().item()
-    if fewest < 2:
-        raise ValueError(f"a class has {fewest} training images, kNN needs at least 2 to choose k")
+    check_labels(train, "kNN")
     fit, validation = split_validation(train, seed)
-    candidates = [k for k in KS if k <= len(fit.labels)]
-    scores = [_accuracy(knn_predict(fit, validation, k), validation.labels) for k in candidates]
-    k = candidates[scores.index(max(scores))]
-    return {"knn": _accuracy(knn_predict(train, test, k), test.labels), "knn_k": k}
-
-
-def _accuracy(found: Tensor, labels: Tensor) -> float:
-    return 100 * (found == labels).float().mean().item()
+    tried = [k for k in sorted(ks) if k <= len(fit.labels)]
+    if not tried:
+        raise ValueError(
+            f"kNN with k of {', '.join(map(str, ks))}, but {len(fit.labels)} training images are "
+            "left when the validation split is set aside"
+        )
+    pairs = [(k, temperature) for k in tried for temperature in sorted(temperatures)]
+    right = torch.zeros(len(pairs))
+    rows = iter(validation.labels.split(_CHUNK))
+    for similarity, neighbours in _nearest(fit, validation, tried[-1]):
+        labels = next(rows)
+        for number, (k, temperature) in enumerate(pairs):
+            votes = _vote(fit, similarity[:, :k], neighbours[:, :k], temperature)
+            right[number] += (votes.argmax(dim=1) == labels).sum().cpu()
+    k, temperature = pairs[int(right.argmax())]
+    found = knn_predict(train, test, k, temperature)
+    hits = (found == test.labels).double().mean().item()
+    return {"knn": 100 * hits, "knn_k": k, "knn_t": temperature}

@@ -9,7 +9,7 @@ import numpy as np
 from .config import EvaluateConfig
 from .features import Features
 from .knn import knn
-from .linear import few_shot, linear_probe
+from .linear import few_shot, lbfgs_probe, linear_probe
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ def probe_encoder(
 ) -> Result:
     """Return linear, few-shot and kNN accuracy of an encoder's features.
 
-    Raises ValueError when train and test have other classes, or too few images of one.
+    They are computed where the features lie. Raises ValueError when train and test have other
+    classes, or too few images of one.
     """
     if train.classes != test.classes:
         raise ValueError(
@@ -50,9 +51,11 @@ def probe_encoder(
         seed=config.seed,
     )
     scores = dict(linear.scores)
+    if config.lbfgs:
+        scores |= lbfgs_probe(train, test, seed=config.seed).scores
     for shots in config.shots:
         scores |= few_shot(train, test, shots=shots, episodes=config.episodes, seed=config.seed)
-    scores |= knn(train, test, config.seed)
+    scores |= knn(train, test, config.seed, ks=config.ks, temperatures=config.temperatures)
     confusion = np.zeros((len(test.classes),) * 2, np.int64)
-    np.add.at(confusion, (test.labels.numpy(), linear.predictions.numpy()), 1)
+    np.add.at(confusion, (test.labels.cpu().numpy(), linear.predictions.cpu().numpy()), 1)
     return Result(scores, confusion, curves)

@@ -18,9 +18,13 @@ _NAMES = {
     "5_shot": "5-shot",
     "linear_top1": "linear",
     "linear_top5": "linear, top 5",
+    "lbfgs": "linear, L-BFGS",
+    "lbfgs_l2": "its L2",
     "knn": "kNN",
-    "knn_k": "k",
+    "knn_k": "its k",
+    "knn_t": "its temperature",
 }
+_CHOSEN = ("lbfgs_l2", "knn_k", "knn_t")  # settings, of which more is not better
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ def _table(arms: Sequence[Arm]) -> str:
         for name in ordered:
             values = arm.scores(name)
             mean = float(np.mean(values))
-            if name == "knn_k":
-                cells.append(", ".join(f"{value:.0f}" for value in values))
+            if name in _CHOSEN:
+                cells.append(", ".join(f"{value:.3g}" for value in values))
                 continue
             text = f"{mean:.1f}"
             if len(values) > 1:

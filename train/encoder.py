@@ -42,12 +42,17 @@ def build_backbone(arch: str, stem: str, image_size: int | None = None) -> nn.Mo
         return _tiny()
     model: nn.Module = getattr(torchvision.models, arch)(weights=None)
     model.fc = nn.Identity()
+    set_stem(model, stem)
+    return model
+
+
+def set_stem(model: nn.Module, stem: str) -> None:
+    """Give a torchvision ResNet the first layers that `build_backbone` describes."""
     if stem != "imagenet":
         model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     if stem == "cifar":
         model.maxpool = nn.Identity()
-    return model
 
 
 def _timm(name: str, stem: str, image_size: int | None) -> nn.Module:
@@ -111,15 +116,16 @@ class ProjectedEncoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """An exported backbone: normalised images (B, 3, H, W) -> features (B, F).
+    """A backbone with what it takes to use it: normalised images (B, 3, H, W) -> features (B, F).
 
     mean, std: the normalisation it was trained with; image_size: pixels a side; sha256: of its
-    weights; config: the TrainConfig it came from, as a dict.
+    weights; config: the TrainConfig it came from, as a dict; name: where it was opened.
     """
 
-    def __init__(self, backbone: nn.Module, about: dict[str, Any], sha256: str) -> None:
+    def __init__(self, backbone: nn.Module, about: dict[str, Any], sha256: str, name: str) -> None:
         super().__init__()
         self.backbone, self.config, self.sha256 = backbone, about["config"], sha256
+        self.name = name
         self.mean = tuple(self.config["mean"])
         self.std = tuple(self.config["std"])
         self.image_size = int(about["image_size"])
@@ -174,7 +180,7 @@ def load_encoder(path: str | Path) -> Encoder:
         about = json.loads((folder / "encoder.json").read_text())
         backbone = build_backbone(about["arch"], about["stem"], about["image_size"])
         backbone.load_state_dict(load_file(weights))
-        encoder = Encoder(backbone, about, file_sha256(weights))
+        encoder = Encoder(backbone, about, file_sha256(weights), str(folder))
     except (ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{folder} is no exported encoder: {error}") from error
     return encoder.eval()

@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from clsp.evaluate.__main__ import main
-from clsp.evaluate.features import compute_features
+from clsp.evaluate.features import compute_features, fuse_batch_norm
 from clsp.evaluate.probe import Result
 from clsp.evaluate.report import Arm, Report, write_report
-from clsp.shards.images import open_images
+from clsp.shards.images import load_pixels, open_images
 from clsp.shards.reader import ShardSet
 from clsp.train import load_encoder
+from clsp.train.encoder import build_backbone
 
 
 def evaluate(run: Path, out: Path, *more: str, train: str = "digits:train"):
@@ -65,14 +66,16 @@ def test_features_are_kept_and_belong_to_encoder_and_pixels(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = load_encoder(run / "encoder")
-    first = compute_features(encoder, open_images("digits:test"), keep=tmp_path)
+    first = compute_features(encoder, open_images("digits:test"), keep=tmp_path, mirrored=False)
     (path,) = tmp_path.iterdir()
-    compute_features(encoder, open_images("digits:train"), keep=tmp_path)
+    compute_features(encoder, open_images("digits:test"), keep=tmp_path)  # adds the mirror images
     assert len(list(tmp_path.iterdir())) == 2
+    compute_features(encoder, open_images("digits:train"), keep=tmp_path, mirrored=False)
+    assert len(list(tmp_path.iterdir())) == 3
     other = load_encoder(run / "encoder")
     other.mean = (0.5,) * 3
-    compute_features(other, open_images("digits:test"), keep=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    compute_features(other, open_images("digits:test"), keep=tmp_path, mirrored=False)
+    assert len(list(tmp_path.iterdir())) == 4
 
     def fail(*_: object) -> None:
         raise AssertionError("computed again")
@@ -116,9 +119,59 @@ def test_images_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_files_are_known_by_their_bytes_without_being_decoded(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, encoder = tmp_path / "images", load_encoder(run / "encoder")
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        open_images("digits").read(ord(label)).save(folder / label / "0.png")
+    source = open_images(f"folder:{folder}")
+    first = compute_features(encoder, source, keep=tmp_path / "kept")
+    monkeypatch.setattr(type(source), "read", lambda *_: pytest.fail("decoded again"))
+    again = compute_features(encoder, source, keep=tmp_path / "kept")
+    assert torch.equal(again.plain, first.plain)
+    monkeypatch.undo()
+    open_images("digits").read(3).save(folder / "b" / "0.png")
+    changed = compute_features(encoder, source, keep=tmp_path / "kept")
+    assert torch.equal(changed.plain[0], first.plain[0])
+    assert not torch.equal(changed.plain[1], first.plain[1])
+
+
+def test_a_feature_that_is_not_finite_names_encoder_and_image(run: Path) -> None:
+    encoder, source = load_encoder(run / "encoder"), open_images("digits:test")
+    inner = encoder.backbone.forward
+
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        features = inner(images)
+        dark = images.mean(dim=(1, 2, 3)) == darkest
+        return features.masked_fill(dark[:, None], torch.nan)
+
+    x = torch.from_numpy(load_pixels(source)).permute(0, 3, 1, 2).float()
+    means = ((x / 255 - 0.3) / 0.4).mean(dim=(1, 2, 3))
+    darkest, index = means.min(), int(means.argmin())
+    encoder.backbone.forward = broken
+    with pytest.raises(ValueError, match=rf"{encoder.name}.*not finite for {source.path(index)} "):
+        compute_features(encoder, source)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_fused_batch_norm_is_the_same_function(arch: str) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(arch, "cifar")
+    x = torch.randn(4, 3, 16, 16)
+    backbone(x)  # so that batch norm is not the identity
+    backbone.eval()
+    fused = fuse_batch_norm(backbone)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(x), backbone(x), atol=1e-5, rtol=1e-4)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())
+
+
 @pytest.mark.parametrize("missing", ["encoder", "set"])
 def test_what_is_not_there_is_named(run: Path, tmp_path: Path, missing: str) -> None:
     if missing == "encoder":
+        (tmp_path / "encoder").mkdir()
         result = evaluate(tmp_path, tmp_path / "out")
         assert "encoder.json is missing" in result.output
     else:
