@@ -18,8 +18,12 @@ from ..train.encoder import FEATURES, Encoder, build_backbone, load_encoder, set
 from .config import ENCODER_KINDS
 from .weights import read_tensors, select_weights
 
-_IMAGENET = {"image_size": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_CIFAR = {"image_size": 32, "mean": TrainConfig.mean, "std": TrainConfig.std}
+_IMAGENET: dict[str, Any] = {
+    "image_size": 224,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+_CIFAR: dict[str, Any] = {"image_size": 32, "mean": TrainConfig.mean, "std": TrainConfig.std}
 _RESNETS = ("resnet152", "resnet101", "resnet50", "resnet34", "resnet18")  # deepest first
 _FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 # The children of a torchvision ResNet in order, as nn.Sequential(*model.children()) numbers them.

@@ -138,7 +138,7 @@ def _forward(
     on_gpu = device.startswith("cuda")
     if workers is None:
         workers = min(8, len(os.sched_getaffinity(0))) if on_gpu else 0
-    model = fuse_batch_norm(encoder).to(device, memory_format=torch.channels_last)
+    model = fuse_batch_norm(encoder).to(device).to(memory_format=torch.channels_last)
     mean, std = (
         torch.tensor(value, device=device).view(3, 1, 1) for value in (encoder.mean, encoder.std)
     )
@@ -175,7 +175,7 @@ def fuse_batch_norm(model: nn.Module) -> nn.Module:
         if not isinstance(block, ResNet | BasicBlock | Bottleneck):
             continue
         for number in ("1", "2", "3"):
-            convolution = getattr(block, f"conv{number}", None)
+            convolution: Any = getattr(block, f"conv{number}", None)
             if isinstance(norm := getattr(block, f"bn{number}", None), nn.BatchNorm2d):
                 setattr(block, f"conv{number}", fuse_conv_bn_eval(convolution, norm))
                 setattr(block, f"bn{number}", nn.Identity())
