@@ -9,6 +9,7 @@ from typing import Any, Literal
 from .hardness import parse_range
 
 LABELLED = ("supcon",)  # methods that need the labels of the images
+QUEUED = ("moco", "ft-moco", "nnclr")  # methods that keep projections of earlier batches
 
 
 def _help(text: str, default: Any) -> Any:
@@ -19,7 +20,26 @@ def _help(text: str, default: Any) -> Any:
 class TrainConfig:
     """How an encoder is pretrained. Zeng et al., 2024, arXiv:2408.16965."""
 
-    method: Literal["simclr", "moco"] = _help("Objective.", "simclr")
+    method: Literal[
+        "simclr",
+        "moco",
+        "mocov3",
+        "byol",
+        "nnclr",
+        "barlow",
+        "vicreg",
+        "vibcreg",
+        "swav",
+        "dino",
+        "supcon",
+        "stablerep",
+        "mv-infonce",
+        "mv-dhel",
+        "cacr",
+        "dcl",
+        "dclw",
+        "ft-moco",
+    ] = _help("Objective.", "simclr")
     positive: Literal["none", "synthetic", "real"] = _help(
         "Third view: none, a synthetic positive, or a view of the anchor (the control).", "none"
     )
@@ -60,9 +80,10 @@ class TrainConfig:
     bn_mode: Literal["joint", "split"] = _help(
         "Batch-norm statistics over all views together, or each view by itself.", "joint"
     )
-    queue: int = _help("MoCo: negatives in each of its two queues.", 32768)
-    ema: float = _help("MoCo: the key encoder's first decay; it rises to --ema-end.", 0.99)
-    ema_end: float = _help("MoCo: the key encoder's last decay.", 0.999)
+    queue: int = _help("MoCo: negatives in each of its two queues; NNCLR: support set.", 32768)
+    prototypes: int = _help("SwAV and DINO: prototypes.", 4096)
+    ema: float = _help("First decay of a second, slow encoder; it rises to --ema-end.", 0.99)
+    ema_end: float = _help("Last decay of a second, slow encoder.", 0.999)
     crop_min: float = _help("Least area of a random resized crop.", 0.08)
     jitter: tuple[float, ...] = _help(
         "Brightness, contrast, saturation, hue.", (0.4, 0.4, 0.4, 0.1)
@@ -86,6 +107,7 @@ class TrainConfig:
             "dim",
             "queue",
             "positives",
+            "prototypes",
             "save_every",
             "log_every",
         ):
@@ -120,7 +142,7 @@ class TrainConfig:
             raise ValueError(
                 f"hardness chooses among synthetic positives, but positive is {self.positive}"
             )
-        if self.method == "moco" and self.queue % self.batch:
+        if self.method in QUEUED and self.queue % self.batch:
             raise ValueError(f"queue {self.queue} is not a multiple of batch {self.batch}")
 
 

@@ -15,7 +15,9 @@ from clsp.shards.check import ShardError
 from clsp.shards.images import decode_image
 from clsp.shards.order import epoch_order, hash_key
 from clsp.shards.reader import ShardSet
-from clsp.shards.store import open_set
+from clsp.shards.record import Record
+from clsp.shards.store import index_folder, open_set
+from clsp.shards.writer import write_shard
 from clsp.train.tuples import TupleBatches, Tuples, decoded_set, load_tuples
 
 
@@ -141,3 +143,27 @@ def test_a_full_disk_leaves_no_cache(digit_set: ShardSet, tmp_path: Path) -> Non
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "File too large" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_positives_are_different_ones(digit_set: ShardSet, tmp_path: Path) -> None:
+    pixels = decoded_set(digit_set, tmp_path)
+    number = {hash_key(digit_set.key(n)): n for n in range(40)}
+    for stored in (pixels, None):
+        item = TupleBatches(digit_set, 8, 0, positives=2, pixels=stored)[1]
+        for key, images in zip(item.keys, item.positives.permute(0, 1, 3, 4, 2), strict=True):
+            found = {image.numpy().tobytes() for image in images}
+            assert found == {image.tobytes() for image in pixels[number[int(key)], 1:]}
+    with pytest.raises(ShardError, match="has 2 positives an anchor, 3 are asked for"):
+        TupleBatches(digit_set, 8, 0, positives=3)
+
+
+def test_labels_are_the_records(digit_set: ShardSet, tmp_path: Path) -> None:
+    item = TupleBatches(digit_set, 8, 0, positives=0, labels=True)[2]
+    label = {hash_key(digit_set.key(n)): n % 10 for n in range(40)}
+    assert item.labels.tolist() == [label[int(key)] for key in item.keys]
+    image = digit_set.record(0).anchor
+    (tmp_path / "data").mkdir()
+    record = Record("a", image, (image,), {}, "png")
+    write_shard(tmp_path / "data" / "train-00000.tar", [record], 1)
+    with pytest.raises(ShardError, match="record a has label None, expected an integer"):
+        TupleBatches(index_folder(tmp_path), 1, 0, positives=0, labels=True)

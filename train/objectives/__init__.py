@@ -7,16 +7,51 @@ from collections.abc import Callable
 from torch import nn
 
 from ..config import TrainConfig
+from .barlow import BarlowTwins
+from .byol import BYOL
+from .cacr import CACR
+from .dcl import DCL
+from .dino import DINO
 from .moco import MoCo
+from .mocov3 import MoCoV3
+from .multi_view import MultiView
+from .nnclr import NNCLR
 from .objective import Beside, Objective, Views, unit
 from .positive import loss_terms
 from .simclr import SimCLR
+from .supcon import StableRep, SupCon
+from .swav import SwAV
+from .transform import TransformedMoCo
+from .vicreg import VICReg
 
 __all__ = ["Beside", "Objective", "Views", "loss_terms", "make_objective", "unit"]
 
+
+def _moco(kind: type[MoCo], c: TrainConfig, encoder: nn.Module) -> MoCo:
+    return kind(encoder, c.dim, c.queue, c.temperature, (c.ema, c.ema_end))
+
+
 _MAKE: dict[str, Callable[[TrainConfig, nn.Module], Objective]] = {
     "simclr": lambda c, encoder: SimCLR(c.temperature),
-    "moco": lambda c, encoder: MoCo(encoder, c.dim, c.queue, c.temperature, (c.ema, c.ema_end)),
+    "moco": lambda c, encoder: _moco(MoCo, c, encoder),
+    "mocov3": lambda c, encoder: MoCoV3(
+        encoder, c.dim, c.hidden, c.temperature, (c.ema, c.ema_end)
+    ),
+    "byol": lambda c, encoder: BYOL(encoder, c.dim, c.hidden, (c.ema, c.ema_end)),
+    "nnclr": lambda c, encoder: NNCLR(c.dim, c.hidden, c.queue, c.temperature),
+    "barlow": lambda c, encoder: BarlowTwins(),
+    "vicreg": lambda c, encoder: VICReg(),
+    "vibcreg": lambda c, encoder: VICReg((25.0, 25.0, 200.0), correlated=True),
+    "swav": lambda c, encoder: SwAV(c.dim, c.prototypes, c.temperature),
+    "dino": lambda c, encoder: DINO(encoder, c.dim, c.prototypes, (c.ema, c.ema_end)),
+    "supcon": lambda c, encoder: SupCon(c.temperature),
+    "stablerep": lambda c, encoder: StableRep(c.temperature),
+    "mv-infonce": lambda c, encoder: MultiView(c.temperature, decoupled=False),
+    "mv-dhel": lambda c, encoder: MultiView(c.temperature, decoupled=True),
+    "cacr": lambda c, encoder: CACR(),
+    "dcl": lambda c, encoder: DCL(c.temperature),
+    "dclw": lambda c, encoder: DCL(c.temperature, sigma=0.5),
+    "ft-moco": lambda c, encoder: _moco(TransformedMoCo, c, encoder),
 }
 
 

@@ -1,0 +1,48 @@
+"""NNCLR: a view's nearest neighbour among earlier projections stands for the view.
+
+Dwibedi et al., 2021, arXiv:2104.14548.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .byol import mlp
+from .mocov3 import in_batch
+from .objective import Beside, Objective, Queue, Views, unit
+
+
+def nearest(z: Tensor, support: Tensor) -> Tensor:
+    """Return the row of `support` (Q, D) nearest to each row of z (B, D), all of unit length."""
+    return support[(z @ support.T).argmax(dim=1)]
+
+
+class NNCLR(Objective):
+    """The objective. A positive may be the neighbour, of both views, in the support set's place."""
+
+    places = ("term", "neighbour")
+
+    def __init__(self, dim: int, hidden: int, queue: int, temperature: float) -> None:
+        super().__init__()
+        self.support, self.predictor = Queue(queue, dim), mlp(dim, hidden)
+        self.temperature = temperature
+        self.register_buffer("pending", torch.empty(0), persistent=False)
+
+    def loss(self, z: Views, beside: Beside) -> Tensor:
+        self.pending = unit(z[0].detach())
+        answers = [unit(self.predictor(view)) for view in z[:2]]
+        if beside.neighbours:
+            pairs = [(unit(n), answer) for n in beside.neighbours for answer in answers]
+        else:
+            found = [nearest(unit(view.detach()), self.support.keys) for view in z[:2]]
+            pairs = [(found[0], answers[1]), (found[1], answers[0])]
+        return torch.stack([in_batch(n, a, self.temperature) for n, a in pairs]).mean()
+
+    def after_step(self, encoder: nn.Module, beside: Beside, done: float) -> None:
+        self.support.push(self.pending)
+
+    def chance(self, batch: int) -> float:
+        return math.log(batch)
