@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .recipes import LazyGroup
+from .lazy import LazyGroup
 
 # name: (module, attribute, one line for `clsp --help`)
 _COMMANDS = {

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..lazy import LazyGroup
 from ..recipes import (
-    LazyGroup,
     announce,
     build_config,
     cache_option,

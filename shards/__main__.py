@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ..recipes import LazyGroup, progress
+from ..lazy import LazyGroup
+from ..recipes import progress
 from . import share
 from .card import licenses, prepare_to_share
 from .check import ShardError
