@@ -70,7 +70,9 @@ def make_scheduler(name: str, config: dict[str, Any], *, clip: bool = True) -> A
     arXiv:2302.04867. "euler" and "heun": Karras et al., 2022, arXiv:2206.00364; a step of "heun"
     costs two model calls.
     config: the configuration of the scheduler that came with the model.
-    clip: let "ddpm" clip x_0 to [-1, 1], which suits pixels, not latents.
+    clip: keep the predicted x_0 of every step in [-1, 1], where the scheduler can ("ddpm", "dpm",
+    "dpm-single", "dpm-sde", "unipc"). It suits pixels, not latents: without it the colours of a
+    model from a short training drift into black and white.
     Raises ValueError for an unknown name, and for noise levels which the scheduler cannot have.
     """
     if name not in _SCHEDULERS:
@@ -87,6 +89,8 @@ def make_scheduler(name: str, config: dict[str, Any], *, clip: bool = True) -> A
         of_model["timestep_spacing"] = "trailing"
     if name == "ddpm":
         of_model["clip_sample"] = clip
+    elif clip and "thresholding" in accepted and name != "ddim":
+        of_model |= {"thresholding": True, "sample_max_value": 1.0}  # a threshold of 1: a clip
     return kind(**settings, **of_model)
 
 

@@ -118,6 +118,30 @@ def sampled_gaussian(name: str, steps: int, rows: int) -> tuple[torch.Tensor, to
     return samples[:, 0], noise.initial(0)
 
 
+@pytest.mark.parametrize("name", ["ddpm", "dpm", "dpm-single", "dpm-sde", "unipc"])
+def test_a_weak_model_of_pixels_stays_in_their_range(name: str) -> None:
+    """One that finds a tenth too little noise drifts out of the range without the clip."""
+
+    def weak(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return 0.9 * gaussian(0.0, 0.5)(x, t)
+
+    largest = {}
+    for clip in (True, False):
+        samples = sample_positives(
+            weak,
+            find_site(torch.nn.Sequential(torch.nn.Identity()), "0"),
+            make_scheduler(name, {}, clip=clip),
+            torch.zeros(8, 3, 8, 8),
+            KeyedNoise(0, tuple("abcdefgh"), (3, 8, 8), "cpu"),
+            positives=1,
+            w=1.0,
+            steps=20,
+        )
+        largest[clip] = float(samples.abs().max())
+    assert largest[True] <= 1.05
+    assert largest[False] > 1.3
+
+
 @pytest.mark.parametrize(
     ("name", "measured"),  # the mean absolute error in 100 steps
     [
