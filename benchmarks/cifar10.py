@@ -212,7 +212,7 @@ def main(
     if stages["fit"]:
         shape = unet_flags(budget.width)
         more = {"steps": budget.fit_steps, "batch": FIT_BATCH, "save_every": 1000}
-        more |= {"warmup": max(1, budget.fit_steps // 40), "sample_every": 5000}
+        more |= {"warmup": max(1, budget.fit_steps // 40), "sample_every": 5000, "sample_steps": 20}
         words = flags(
             recipe="fit-cifar-short", images=f"folder:{images / 'train'}", out=out / "model"
         )

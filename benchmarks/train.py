@@ -107,7 +107,7 @@ def input_speed(shards: ShardSet, cache: Path, config: TrainConfig) -> dict[str,
         ReferenceInput(memory, config), config.batch, shuffle=True, num_workers=1, drop_last=True
     )
     reference = forever(lambda: iter(loader))
-    batches = TupleBatches(shards, config.batch, 0, positive=True, pixels=pixels)
+    batches = TupleBatches(shards, config.batch, 0, positives=1, pixels=pixels)
     ours = iter(load_tuples(batches, 0, 10**9))
     seconds = alternate(
         {
@@ -152,9 +152,7 @@ class Step:
 def step_speed(shards: ShardSet, cache: Path, config: TrainConfig) -> dict[str, float]:
     """Return seconds of a step with plain and fast settings and constant input; and the MFU."""
     size = shards.manifest.image_size
-    batches = TupleBatches(
-        shards, config.batch, 0, positive=True, pixels=decoded_set(shards, cache)
-    )
+    batches = TupleBatches(shards, config.batch, 0, positives=1, pixels=decoded_set(shards, cache))
     stream = iter(load_tuples(batches, 0, 10**9, pin_memory=DEVICE.type == "cuda"))
     constant = make_views(batches[0], config, DEVICE)
     plain, fast = (Step(config, size, fast=fast) for fast in (False, True))
@@ -191,7 +189,7 @@ def matmul_speed(dtype: torch.dtype, side: int = 2048) -> float:
 
 def bytes_read(shards: ShardSet) -> dict[str, float]:
     """Return bytes a tuple that this process reads over an epoch, and those of its two images."""
-    batches = TupleBatches(shards, 64, 0, positive=True)
+    batches = TupleBatches(shards, 64, 0, positives=1)
     _ = batches[0], shards.keys  # indexes are read once, not once an epoch
     sizes = []
     read = shards.read

@@ -95,7 +95,9 @@ class _Process:
         self.device, self.ready, self.anchors = device, False, 0
         self.shard: int | None = None
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, job, device), daemon=True)
+        # The server keeps the environment it was started with; credentials may be newer.
+        arguments = (theirs, job, device, dict(os.environ))
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends when the worker does
 
@@ -121,8 +123,9 @@ class _Process:
         self.connection.close()
 
 
-def _serve(connection: Connection, job: Job, device: str) -> None:
+def _serve(connection: Connection, job: Job, device: str, environment: dict[str, str]) -> None:
     """The worker process: make each shard number that comes through the pipe."""
+    os.environ.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         worker = Worker(job, device)

@@ -46,10 +46,10 @@ def test_an_estimate_is_near_a_real_run(
     tiny_model: Path, digit_folder: Path, tmp_path: Path
 ) -> None:
     """Within 25 %: what a worker takes after it has started, and the tars' bytes exactly."""
-    config = replace(CONFIG, steps=60)
+    config = replace(CONFIG, steps=40)
     source, model = open_images(f"folder:{digit_folder}"), open_model(str(tiny_model))
     ratios = []
-    for attempt in range(3):  # another process may take the core from one of the two
+    for attempt in range(6):  # another process may take the core from one of the two
         cost = estimate(config, model, source, device="cpu", workers=1, probe=0.0)
         out = tmp_path / str(attempt)
         generate(config, source.spec, str(tiny_model), out, device="cpu", workers=1)

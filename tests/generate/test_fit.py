@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +157,17 @@ def test_min_snr_weights_equal_a_slow_loop() -> None:
     assert float(denoising_loss(eps, noise, alpha_bar)) == pytest.approx(float(plain), rel=1e-6)
 
 
-def test_a_compiled_fit_saves_the_same_kind_of_model(tmp_path: Path) -> None:
+def test_a_compiled_fit_saves_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced but not compiled: a compiler is no part of the promise, and takes a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     config = replace(TINY, steps=3, sample_every=3, dropout=0.0)
     plain, compiled = fit(config, tmp_path / "a"), fit(config, tmp_path / "b", compile_unet=True)
     one, other = weights(plain), weights(compiled)
     assert set(one) == set(other)
     for name, value in one.items():
-        torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(other[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_with_labels_is_one_that_generate_can_guide(tmp_path: Path) -> None:

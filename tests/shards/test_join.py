@@ -114,8 +114,8 @@ def test_training_reads_a_joined_view(
     from clsp.train.tuples import TupleBatches
 
     clsp_shards("join", stripped.folder, "--anchors", f"folder:{images}", "--out", tmp_path / "v")
-    joined = TupleBatches(open_set(tmp_path / "v"), 4, 0, positive=True)
-    plain = TupleBatches(whole, 4, 0, positive=True)
+    joined = TupleBatches(open_set(tmp_path / "v"), 4, 0, positives=1)
+    plain = TupleBatches(whole, 4, 0, positives=1)
     for step in range(6):
         for one, two in (
             (joined[step].anchor, plain[step].anchor),
