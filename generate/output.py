@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..shards.check import ShardError
 from ..shards.files import sweep_temporaries, write_atomic
-from ..shards.manifest import Manifest, ShardFile, file_sha256, save_manifest
+from ..shards.manifest import COMPANIONS, Manifest, ShardFile, file_sha256, save_manifest
 from ..shards.record import Record
 from ..shards.writer import write_shard
 
@@ -268,6 +268,12 @@ class Bucket:
             for name in self.entries(folder):
                 self.remove(f"{folder}/{name}")
         with tempfile.TemporaryDirectory() as folder:
+            # SHA256SUMS covers what lies beside the shards, as in a folder.
+            for name in COMPANIONS:
+                data = self.read(name)
+                if data is not None:
+                    (Path(folder) / name).parent.mkdir(exist_ok=True)
+                    (Path(folder) / name).write_bytes(data)
             save_manifest(Path(folder), manifest)
             for name in ("SHA256SUMS", "manifest.json"):
                 self.write(name, (Path(folder) / name).read_bytes())
