@@ -176,6 +176,7 @@ def compare(out: Path, calm: Path) -> dict[str, int]:
 
 
 def main() -> None:
+    """Kill until the count is reached, for each engine asked for, and report the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

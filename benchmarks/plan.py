@@ -51,6 +51,7 @@ def plan_folder(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    """Time opening and planning so many anchors, and report both."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--anchors", type=int, default=10_000_000)
     parser.add_argument("--files", type=int, default=100_000)

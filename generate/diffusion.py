@@ -12,8 +12,8 @@ from .convert import timesteps_of, unet_from_reference
 from .denoiser import DiffusionModel, ModelError
 from .families import open_folder, unet_run
 
-# The last of the reference's linear betas, without and with class labels.
-_BETA_END, _BETA_END_LABELS = 0.02, 0.028
+# The last of the reference's linear betas; its checkpoints do not say it.
+_BETA_END = 0.02
 _PARTS = ("unet", "transformer", "vae", "vqvae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -79,11 +79,8 @@ def _open_checkpoint(path: Path, image_size: int) -> DiffusionModel:
         raise ModelError(
             f"model {path}: it maps {channels[0]} channels to {channels[1]}, expected 3 and 3 (RGB)"
         )
-    rows = unet.config.num_class_embeds or 0
     scheduler = DDPMScheduler(
-        num_train_timesteps=timesteps_of(weights),
-        beta_start=1e-4,
-        beta_end=_BETA_END_LABELS if rows else _BETA_END,
+        num_train_timesteps=timesteps_of(weights), beta_start=1e-4, beta_end=_BETA_END
     )
     return DiffusionModel(
         unet,
@@ -92,5 +89,4 @@ def _open_checkpoint(path: Path, image_size: int) -> DiffusionModel:
         file_sha256(path),
         image_size,
         (3, image_size, image_size),
-        label_rows=rows,
     )
