@@ -19,8 +19,8 @@ from clsp.shards.store import open_set
 SHARDS, SAMPLES = 10_000, 1_000
 BYTES = SAMPLES * 6 * BLOCK
 
-OPEN = """
-import json, resource, sys, time
+OPEN = r"""
+import json, re, sys, time
 from clsp.shards.order import epoch_order
 from clsp.shards.store import open_set
 began = time.perf_counter()
@@ -28,7 +28,8 @@ shards = open_set(sys.argv[1])
 seconds = time.perf_counter() - began
 keys = [shards.key(0), shards.key(999)]
 order = epoch_order(0, 1, shards.shard_sizes)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# ru_maxrss would be that of the process which started this one, if that was larger.
+peak = int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) * 1024
 print(json.dumps([len(shards), len(order), seconds, keys, peak]))
 """
 
