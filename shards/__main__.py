@@ -11,6 +11,8 @@ from ..recipes import progress
 from . import share
 from .card import licenses, prepare_to_share
 from .check import ShardError
+from .foreign import index_foreign
+from .manifest import Manifest, Names
 from .reader import ShardSet
 from .store import index_folder, open_set
 
@@ -29,7 +31,7 @@ def _describe(shards: ShardSet) -> str:
     lines = {
         "set": shards.id,
         "records": f"{len(shards):,} in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB",
-        "record": f"{'anchor, ' if manifest.anchors else ''}{manifest.positives} positives, json",
+        "record": _record(manifest),
         "images": f"{manifest.image_format}, {manifest.image_size}x{manifest.image_size}",
         "source": manifest.source.get("kind", "unknown"),
         "licence": "{}; of the source: {}".format(
@@ -48,6 +50,13 @@ def _describe(shards: ShardSet) -> str:
         or "unknown",
     }
     return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
+
+
+def _record(manifest: Manifest) -> str:
+    if manifest.names is None:
+        return f"{'anchor, ' if manifest.anchors else ''}{manifest.positives} positives, json"
+    label = f", label {manifest.names.label}" if manifest.names.label else ""
+    return f"anchor {manifest.names.anchor}, positives {' '.join(manifest.names.positives)}{label}"
 
 
 _MORE = {
@@ -104,10 +113,29 @@ def verify(folder: Path, deep: bool) -> None:
 
 @main.command()
 @_SET
-def index(folder: Path) -> None:
-    """Write the indexes and the manifest of a folder whose data/*.tar are complete shards."""
+@click.option("--anchor", help="Of others' shards: the anchor's member, e.g. jpg.")
+@click.option("--positive", "positives", multiple=True, help="A positive's member; repeat for K.")
+@click.option("--label", default="", help="A member with an integer: cls, or json:FIELD.")
+@click.option(
+    "--image-size", type=click.IntRange(min=1), help="Fit others' images to so many pixels a side."
+)
+def index(
+    folder: Path, anchor: str | None, positives: tuple[str, ...], label: str, image_size: int | None
+) -> None:
+    """Write the indexes and the manifest of a folder whose data/*.tar are complete shards.
+
+    Shards that another wrote need the names of a record's members, that is what follows a key and
+    its dot: --anchor jpg --positive syn0.png --positive syn1.png --label cls. They stay as they
+    are.
+    """
+    if bool(anchor) != bool(positives) or ((label or image_size) and not anchor):
+        raise click.UsageError("others' shards need --anchor and at least one --positive")
     try:
-        shards = index_folder(folder)
+        if anchor:
+            images = anchor.lower(), tuple(name.lower() for name in positives)
+            shards: ShardSet = index_foreign(folder, Names(*images, label), image_size)
+        else:
+            shards = index_folder(folder)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     click.echo(_describe(shards))

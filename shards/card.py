@@ -58,6 +58,11 @@ def prepare_to_share(
     for option, value in (("--license", license), ("--source-license", source_license)):
         if not _LICENSE.fullmatch(value):
             raise ShardError(f"{option} {value!r} is no licence id such as cc-by-4.0, mit or other")
+    if shards.manifest.names is not None:
+        raise ShardError(
+            f"{shards.address} has shards that another wrote, which clsp's card does not describe; "
+            "share them as they came"
+        )
     check_may_share(shards.manifest, source_license, may_redistribute_anchors)
     folder = shards.folder
     files = {

@@ -111,7 +111,7 @@ def _parse(header: bytes, path: Path, position: int) -> tuple[str, int]:
     except ValueError:
         raise ShardError(
             f"shard {path.name}, byte {position}: expected the plain USTAR header of a regular "
-            f"file, found {_what_it_is(header)}"
+            f"file, found {what_it_is(header)}"
         ) from None
     return name, size
 
@@ -149,7 +149,7 @@ _MAGIC = {
 }
 
 
-def _what_it_is(header: bytes) -> str:
+def what_it_is(header: bytes) -> str:
     """Return what a block is that should have been a member's header, in words."""
     if header[257:262] != b"ustar":
         for magic, words in _MAGIC.items():

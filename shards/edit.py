@@ -38,7 +38,9 @@ def write_set(out: Path, like: Manifest, shards: Iterable[Iterable[Record]], by:
     samples = sum(shard.samples for shard in written)
     plan = {**like.plan, "derived": [*like.plan.get("derived", []), by]}
     source = {**like.source, "samples": samples}
-    manifest = replace(like, samples=samples, shards=written, plan_id="", plan=plan, source=source)
+    manifest = replace(
+        like, samples=samples, shards=written, plan_id="", plan=plan, source=source, names=None
+    )
     save_manifest(out, manifest)
     return open_set(out)
 

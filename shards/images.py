@@ -304,6 +304,19 @@ def encode_image(pixels: Pixels, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
+def image_header(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Return a stored image's format and (width, height), without decoding it.
+
+    Raises ImageError for anything but PNG, JPEG and WebP.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=tuple(STORED_FORMATS.values())) as image:
+            kinds = {pillow: name for name, pillow in STORED_FORMATS.items()}
+            return kinds[str(image.format)], image.size
+    except Exception as error:  # as below
+        raise ImageError(f"not a whole PNG, JPEG or WebP image: {error}") from error
+
+
 def decode_image(data: bytes) -> Pixels:
     """Decode a stored image to (H, W, 3) uint8.
 

@@ -31,6 +31,7 @@ COMPANIONS = (
 )
 _NAME = re.compile(r"data/[A-Za-z0-9_-]{1,80}\.tar")
 _MOST_INDEX_ENTRY = 256  # bytes of one member in an index: extension, offset, size and name
+_MEMBER = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_POSITIVES = 4096
 
@@ -81,12 +82,48 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What the members of records that another wrote are called, after the key and its dot.
+
+    anchor, positives: such as "jpg" and ("syn0.png", "syn1.png"); label: a member that holds an
+    integer, such as "cls", or a field of one that holds JSON, "json:label"; empty: no label.
+    by_shard: whether keys are unique within a shard only.
+    """
+
+    anchor: str
+    positives: tuple[str, ...]
+    label: str = ""
+    by_shard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.images:
+            if not isinstance(name, str) or not _MEMBER.fullmatch(name):
+                raise ValueError(f"member {name!r} is not 1 to 80 of a-z 0-9 . _ -")
+        if len(set(self.images)) != len(self.images):
+            raise ValueError(f"members {', '.join(self.images)}: one comes twice")
+        member, colon, field = self.label.partition(":")
+        if self.label and (not _MEMBER.fullmatch(member) or bool(colon) != bool(field)):
+            raise ValueError(f"label {self.label!r} is neither MEMBER nor MEMBER:FIELD")
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The images' members, the anchor's first."""
+        return (self.anchor, *self.positives)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """All members that are read: the images, and the label's where there is one."""
+        return (*self.images, self.label.partition(":")[0]) if self.label else self.images
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a set is. The sha256 of its canonical JSON is the set's id.
 
     positives: K; image_size: pixels a side; source: kind and size of what the anchors came from;
     plan_id, plan: what made it (empty for a set made elsewhere); classes: names of the labels;
-    fingerprints: hardware and software it was made on.
+    fingerprints: hardware and software it was made on; names: of the members of shards that another
+    wrote, None where they are clsp's own.
     """
 
     positives: int
@@ -100,6 +137,7 @@ class Manifest:
     plan: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     fingerprints: tuple[dict[str, str], ...] = ()
+    names: Names | None = None
 
     def __post_init__(self) -> None:
         for name, most in (("positives", MOST_POSITIVES), ("image_size", MOST_SIDE)):
@@ -115,6 +153,10 @@ class Manifest:
             raise ValueError("a class has a name that is no text")
         if not all(isinstance(print_, dict) for print_ in self.fingerprints):
             raise ValueError("a fingerprint is no object")
+        if self.names is not None and (
+            len(self.names.positives) != self.positives or not self.anchors
+        ):
+            raise ValueError(f"its names are of {len(self.names.positives)} positives an anchor")
         total = sum(shard.samples for shard in self.shards)
         if total != self.samples:
             raise ValueError(f"its shards hold {total} records, it says {self.samples}")
@@ -124,6 +166,8 @@ class Manifest:
     def to_json(self) -> bytes:
         """Return the canonical JSON: sorted keys, two spaces, a line feed at the end."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if self.names is None:
+            del values["names"]  # which earlier versions do not know
         return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
     @cached_property
@@ -160,9 +204,11 @@ def parse_manifest(data: bytes) -> Manifest:
         values["shards"] = tuple(ShardFile(**shard) for shard in values["shards"])
         values["classes"] = tuple(values["classes"]) if values["classes"] else None
         values["fingerprints"] = tuple(values["fingerprints"])
+        if (names := values.get("names")) is not None:
+            values["names"] = Names(**{**names, "positives": tuple(names["positives"])})
         manifest = Manifest(**values)
         # A member takes a header and at least one block of content.
-        least = 2 * BLOCK * (manifest.positives + bool(manifest.anchors) + 1)
+        least = 2 * BLOCK * (manifest.positives + bool(manifest.anchors) + (names is None))
         for shard in manifest.shards:
             if shard.samples * least > shard.bytes:
                 raise ValueError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,14 +21,27 @@ from .check import Member, ShardError, check_tar, index_bytes, read_index
 from .images import decode_image
 from .manifest import Manifest, ShardFile, file_sha256
 from .order import hash_key
-from .record import Record, check_hashes, fields, from_members, split_name
+from .record import Record, check_hashes, fields, from_members, parse_json, split_name
 
 # What a reader keeps, whatever the set's size: indexes of about twice an epoch's block of shuffled
-# samples, and far fewer open files than a process may have.
-_MOST_INDEXED, _MOST_OPEN = 1 << 19, 256
+# samples, far fewer open files than a process may have, and about 16 MiB of images' hashes, so that
+# of a small set each record's JSON is read once and not once an epoch.
+_MOST_INDEXED, _MOST_OPEN, _MOST_HASHED = 1 << 19, 256, 1 << 19
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TRIES = 5  # to open a file of the cache before others have deleted it
 
 Value = TypeVar("Value")
+
+
+class Index(NamedTuple):
+    """A shard's index: the key of each record, and each member's offset and size, in order.
+
+    digests: of a shard that another wrote, the sha256 of each member, 32 bytes each.
+    """
+
+    keys: list[str]
+    places: array[int]
+    digests: bytes = b""
 
 
 class ShardSet:
@@ -43,21 +58,28 @@ class ShardSet:
         self._prefetch: Prefetch | None = None
         self.shard_sizes = tuple(shard.samples for shard in manifest.shards)
         self._starts = [0, *accumulate(self.shard_sizes)]
-        names = fields(manifest.positives, manifest.image_format, manifest.anchors)
-        self._fields = tuple(name.partition(".")[0] for name in names)
+        self._fields = self._stored_fields()
         self._position = {name: number for number, name in enumerate(self._fields)}
+        self._images = tuple(name for name in self._fields if name == "anchor" or name[0] == "p")
         self._forget()
+
+    def _stored_fields(self) -> tuple[str, ...]:
+        """The fields of a record in the order of its index."""
+        manifest = self.manifest
+        names = fields(manifest.positives, manifest.image_format, manifest.anchors)
+        return tuple(name.partition(".")[0] for name in names)
 
     def _forget(self) -> None:
         indexes = max(1, _MOST_INDEXED * len(self.shard_sizes) // max(1, len(self)))
         self._index = lru_cache(indexes)(self._read_index)
         self._file = lru_cache(_MOST_OPEN)(self._open_file)
+        self._digests = lru_cache(_MOST_HASHED // len(self._fields))(self._read_digests)
 
     def __len__(self) -> int:
         return self.manifest.samples
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index": None, "_file": None, "_prefetch": None}
+        return {**self.__dict__, "_index": None, "_file": None, "_digests": None, "_prefetch": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -128,7 +150,7 @@ class ShardSet:
 
     def shard_keys(self, number: int) -> list[str]:
         """Return the keys of the records of shard `number`, in order."""
-        return self._index(number)[0]
+        return self._index(number).keys
 
     @property
     def keys(self) -> list[str]:
@@ -138,7 +160,7 @@ class ShardSet:
     def key(self, index: int) -> str:
         """Return the key of record `index`."""
         number, row = self._place(index)
-        return self._index(number)[0][row]
+        return self._index(number).keys[row]
 
     def read(self, index: int, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
         """Return the content of a record's fields: "anchor", "p0" ..., "json"; all by default.
@@ -147,7 +169,7 @@ class ShardSet:
         a record or field that the set has not.
         """
         number, row = self._place(index)
-        places = self._index(number)[1]
+        places = self._index(number).places
         descriptor = self._file(number).descriptor
         contents: dict[str, bytes] = {}
         for name in self._fields if wanted is None else wanted:
@@ -179,11 +201,11 @@ class ShardSet:
 
         wanted: V of "anchor", "p0", "p1" ... Raises ShardError naming the shard and the record.
         """
-        contents = self.read(index, [*wanted, "json"])
+        contents = self.read(index, wanted)
         place = f"shard {self._shard(index).name}, record {self.key(index)}"
         side = self.manifest.image_size
         try:
-            check_hashes(contents)
+            self._check(index, contents)
             images = [decode_image(contents[name]) for name in wanted]
         except ValueError as error:
             raise ShardError(f"{place}: {error}") from error
@@ -194,6 +216,24 @@ class ShardSet:
                     f"says {side}x{side}"
                 )
         return np.stack(images)
+
+    def _check(self, index: int, images: dict[str, bytes]) -> None:
+        """Raise ValueError naming an image that differs from its hash."""
+        known = self._digests(index)
+        for name, data in images.items():
+            at = 32 * self._position[name]
+            if hashlib.sha256(data).digest() != known[at : at + 32]:
+                check_hashes({**images, "json": self.read(index, ["json"])["json"]})
+
+    def _read_digests(self, index: int) -> bytes:
+        """The sha256 of each image of a record, 32 bytes each; zeros where its JSON has none."""
+        hashes = parse_json(self.read(index, ["json"])["json"])[1]
+        digests = b""
+        for name in self._images:
+            text = hashes.get(name)
+            known = isinstance(text, str) and _SHA256.fullmatch(text) is not None
+            digests += bytes.fromhex(str(text)) if known else bytes(32)
+        return digests
 
     def verify(self, deep: bool = False) -> None:
         """Compare every shard and index with the manifest's sizes and hashes.
@@ -208,7 +248,7 @@ class ShardSet:
             self._verify_file(self.index_path(shard), shard.idx_sha256, None)
             if deep:
                 for index in range(self._starts[number], self._starts[number + 1]):
-                    self.pixels(index, self._fields[:-1])
+                    self.pixels(index, self._images)
         self._verify_keys()
 
     def _verify_keys(self) -> None:
@@ -228,12 +268,19 @@ class ShardSet:
             raise ShardError(f"{path.name}: its sha256 is {found}, the manifest says {sha256}")
 
     def _verify_structure(self, number: int) -> None:
-        manifest, shard = self.manifest, self.manifest.shards[number]
+        shard = self.manifest.shards[number]
         path = self.shard_path(shard)
-        members = check_tar(path, manifest.positives, manifest.image_format, manifest.anchors)
+        expected = self.index_of(path)
         self._index(number)  # refuses an index that is too large to be read
-        if index_bytes(members) != self.index_path(shard).read_bytes():
+        if expected != self.index_path(shard).read_bytes():
             raise ShardError(f"shard {path.name}: its index does not describe it")
+
+    def index_of(self, path: Path) -> bytes:
+        """Return the index that a shard of this set must have. Raises ShardError for damage."""
+        manifest = self.manifest
+        return index_bytes(
+            check_tar(path, manifest.positives, manifest.image_format, manifest.anchors)
+        )
 
     def _place(self, index: int) -> tuple[int, int]:
         """Return in which shard record `index` is, and which of that shard's records it is."""
@@ -245,8 +292,7 @@ class ShardSet:
     def _shard(self, index: int) -> ShardFile:
         return self.manifest.shards[self._place(index)[0]]
 
-    def _read_index(self, number: int) -> tuple[list[str], array[int]]:
-        """Return a shard's keys, and offset and size of every member, record by record."""
+    def _read_index(self, number: int) -> Index:
         shard = self.manifest.shards[number]
         records = self._with_file(lambda: self._read_index_file(shard))
         if len(records) != shard.samples:
@@ -269,9 +315,12 @@ class ShardSet:
                     )
                 places.extend((offset, size))
         try:
-            return [split_name(record[0].name)[0] for record in records], places
+            return self._parse_names(records, places)
         except ValueError as error:
             raise ShardError(f"index {Path(shard.index_name).name}: {error}") from error
+
+    def _parse_names(self, records: list[list[Member]], places: array[int]) -> Index:
+        return Index([split_name(record[0].name)[0] for record in records], places)
 
     def _read_index_file(self, shard: ShardFile) -> list[list[Member]]:
         path = self.index_path(shard)

@@ -79,6 +79,21 @@ def split_name(name: str) -> tuple[str, str, str]:
     return key, part, extension
 
 
+def parse_json(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a record's JSON without the hashes, and the hashes of its images by field.
+
+    Raises ValueError for a JSON that is not one of clsp's.
+    """
+    if len(data) > _MOST_JSON_BYTES:
+        raise ValueError(f"its JSON has {len(data):,} bytes, at most 1 MiB is allowed")
+    try:
+        meta: dict[str, Any] = json.loads(data)
+        hashes = dict(meta.pop("sha256"))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"its JSON is not one of clsp's: {error!r}") from error
+    return meta, hashes
+
+
 def check_hashes(contents: Mapping[str, bytes]) -> tuple[dict[str, Any], set[str]]:
     """Compare images with the hashes in their record's JSON.
 
@@ -86,13 +101,7 @@ def check_hashes(contents: Mapping[str, bytes]) -> tuple[dict[str, Any], set[str
     Returns that JSON without the hashes, and the names of the images that it hashes.
     Raises ValueError naming an image that differs.
     """
-    if len(contents["json"]) > _MOST_JSON_BYTES:
-        raise ValueError(f"its JSON has {len(contents['json']):,} bytes, at most 1 MiB is allowed")
-    try:
-        meta: dict[str, Any] = json.loads(contents["json"])
-        hashes = dict(meta.pop("sha256"))
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"its JSON is not one of clsp's: {error!r}") from error
+    meta, hashes = parse_json(contents["json"])
     for name, data in contents.items():
         found = hashlib.sha256(data).hexdigest()
         if name != "json" and found != hashes.get(name):

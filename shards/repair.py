@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .check import ShardError, check_tar, index_bytes
+from .check import ShardError
 from .files import write_atomic
 from .manifest import Manifest, ShardFile, file_sha256, load_manifest
 from .remote import open_source
 from .share import bring_shard
-from .store import fetch_manifest
+from .store import fetch_manifest, make_reader
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,4 @@ def _is(path: Path, sha256: str) -> bool:
 
 def _index_again(folder: Path, manifest: Manifest, shard: ShardFile) -> None:
     path = folder / shard.name
-    members = check_tar(path, manifest.positives, manifest.image_format, manifest.anchors)
-    write_atomic(path.with_suffix(".idx"), index_bytes(members))
+    write_atomic(path.with_suffix(".idx"), make_reader(folder, manifest).index_of(path))

@@ -25,7 +25,7 @@ from .manifest import (
 )
 from .reader import ShardSet
 from .remote import Missing, Source, open_source
-from .store import fetch_manifest, open_set
+from .store import fetch_manifest, make_reader, open_set
 from .targets import Upload, in_threads, open_target
 from .writer import write_shard
 
@@ -127,6 +127,7 @@ def pull(
             shards=tuple(kept[shard.name] for shard in chosen),
             source={**manifest.source, "part": part},
             plan_id="",  # not a folder that generation could go on in
+            names=manifest.names if positives is None else None,  # written anew by clsp's
         )
     for name, sha256 in sums.items():
         if not is_part or name in _LEGAL:
@@ -202,7 +203,7 @@ def _bring_part(
     if known is not None and path.exists() and file_sha256(path) == known.sha256:
         return known
     one = replace(manifest, shards=(shard,), samples=shard.samples)
-    whole = ShardSet(Cache(own, source, limit=2 * shard.bytes), one)
+    whole = make_reader(Cache(own, source, limit=2 * shard.bytes), one)
     records = (whole.record(row) for row in range(shard.samples))
     shortened = (replace(r, positives=r.positives[:positives]) for r in records)
     written = write_shard(path, shortened, positives)

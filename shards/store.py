@@ -9,6 +9,7 @@ from .cache import DEFAULT_LIMIT, Cache, default_cache
 from .check import Member, ShardError, check_tar, index_bytes, walk
 from .download import fetch
 from .files import write_atomic
+from .foreign import ForeignSet
 from .images import STORED_FORMATS, ImageError, decode_image
 from .join import JOINED, load_joined, open_joined
 from .manifest import (
@@ -42,7 +43,7 @@ def open_set(
         source = open_source(address)
         manifest, _ = fetch_manifest(source)
         folder = (cache or default_cache()) / "shards"
-        return ShardSet(Cache(folder, source, cache_limit), manifest)
+        return make_reader(Cache(folder, source, cache_limit), manifest)
     folder = Path(address)
     if not folder.is_dir():
         raise ShardError(f"{folder} is not a folder")
@@ -51,7 +52,7 @@ def open_set(
         if not is_remote(base) and (Path(base) / JOINED).exists():
             raise ShardError(f"{folder} joins {base}, which is a joined view itself")
         return open_joined(folder, open_set(base, cache=cache, cache_limit=cache_limit))
-    shards = ShardSet(folder, load_manifest(folder))
+    shards = make_reader(folder, load_manifest(folder))
     for shard in shards.manifest.shards:
         for path in (shards.shard_path(shard), shards.index_path(shard)):
             if not path.is_file():
@@ -60,6 +61,11 @@ def open_set(
         if size != shard.bytes:
             raise ShardError(f"shard {shard.name}: it has {size} bytes, expected {shard.bytes}")
     return shards
+
+
+def make_reader(place: Path | Cache, manifest: Manifest) -> ShardSet:
+    """Return the reader of a set's records, in whatever way its shards name their members."""
+    return ShardSet(place, manifest) if manifest.names is None else ForeignSet(place, manifest)
 
 
 def fetch_manifest(source: Source) -> tuple[Manifest, dict[str, str]]:
