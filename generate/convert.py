@@ -2,7 +2,8 @@
 
 The reference implementation names its blocks in the order in which they run; how many levels
 there are, which of them have attention, and how many residual blocks each has is read off the
-names and shapes. What plays no part in sampling (`encoder.projector`) is left out.
+names and shapes. What plays no part in sampling (`encoder.projector`) is left out. The
+class-conditional U-Net is read the same way once `convert_labels` has merged its weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
+
+from .convert_labels import LABELS, has_labels, merge_labels, replace_samplers
 
 Weights = Mapping[str, Tensor]
 
@@ -33,6 +36,7 @@ _ENDS = {
     "decoder.tail.2": "conv_out",
     "time_embedding.timembedding.1": "time_embedding.linear_1",
     "time_embedding.timembedding.3": "time_embedding.linear_2",
+    LABELS.removesuffix(".weight"): "class_embedding",
 }
 _TABLE = "time_embedding.timembedding.0.weight"
 _UNUSED = "encoder.projector."
@@ -42,27 +46,43 @@ def unet_from_reference(weights: Weights, image_size: int = 32) -> UNet2DModel:
     """Return the UNet2DModel that computes what the reference's U-Net of these weights does.
 
     weights: its state dict; any channel count, multipliers, attention levels and block count.
+    With labels, its table of classes has one row more, the last, which stands for no class.
     Raises ValueError for a state dict of something else.
     """
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    if "encoder.head.weight" not in weights or "decoder.tail.2.weight" not in weights:
+    labels = has_labels(weights)
+    if labels:
+        weights = merge_labels(weights)
+    ends = ("encoder.head.weight", "decoder.tail.2.weight", "time_embedding.timembedding.3.bias")
+    if not all(name in weights for name in ends):
         raise ValueError(
-            "not a reference U-Net: its weights have no encoder.head and decoder.tail; they begin "
-            f"with {', '.join(sorted(weights)[:3])}"
+            "not a reference U-Net: its weights have no encoder.head, decoder.tail and "
+            f"time_embedding; they begin with {', '.join(sorted(weights)[:3])}"
         )
     downs, ups = _levels(weights, "encoder.downblocks"), _levels(weights, "decoder.upblocks")
-    attention = [any(f"{block}.attn.proj.weight" in weights for block in down) for down in downs]
+    attends = [
+        [any(f"{block}.attn.proj.weight" in weights for block in level) for level in side]
+        for side in (downs, ups)
+    ]
     unet = UNet2DModel(
         sample_size=image_size,
         in_channels=weights["encoder.head.weight"].shape[1],
         out_channels=weights["decoder.tail.2.weight"].shape[0],
         block_out_channels=tuple(_width(weights, down[0]) for down in downs),
         layers_per_block=len(downs[0]),
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends[0]),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[1]),
         attention_head_dim=None,  # one head
+        time_embedding_dim=len(weights["time_embedding.timembedding.3.bias"]),
+        # The conditional one goes on to train its table of sinusoids.
+        time_embedding_type="learned" if labels else "positional",
+        num_train_timesteps=timesteps_of(weights),
+        num_class_embeds=len(weights[LABELS]) if labels else None,
     )
     names = dict(_ENDS)
+    if labels:
+        replace_samplers(unet)
+        names[_TABLE.removesuffix(".weight")] = "time_proj"
     for level, (down, up) in enumerate(zip(downs, ups, strict=True)):
         for side, blocks in (("down", down), ("up", up)):
             for number, block in enumerate(blocks):
@@ -72,7 +92,8 @@ def unet_from_reference(weights: Weights, image_size: int = 32) -> UNet2DModel:
         ("upsamplers", "up", _samplers(weights, "decoder.upblocks")),
     ):
         for level, block in enumerate(blocks):
-            names[f"{block}.main"] = f"{side}_blocks.{level}.{kind}.0.conv"
+            for part in ("", ".0", ".1"):  # the last two where a layer has two convolutions
+                names[f"{block}.main{part}"] = f"{side}_blocks.{level}.{kind}.0.conv{part}"
     for number in (0, 1):
         names |= _block(f"encoder.middleblocks.{number}", "mid_block", number, 0)
     unet.load_state_dict(_renamed(weights, names, unet.state_dict()))
@@ -90,9 +111,9 @@ def _numbers(weights: Weights, prefix: str) -> list[int]:
 
 
 def _samplers(weights: Weights, prefix: str) -> list[str]:
-    """The down- or upsampling convolutions, which end all levels but the last."""
+    """The down- or upsampling blocks, which end all levels but the last."""
     blocks = (f"{prefix}.{n}" for n in _numbers(weights, prefix))
-    return [block for block in blocks if f"{block}.main.weight" in weights]
+    return [block for block in blocks if f"{block}.block1.2.weight" not in weights]
 
 
 def _levels(weights: Weights, prefix: str) -> list[list[str]]:
@@ -100,10 +121,10 @@ def _levels(weights: Weights, prefix: str) -> list[list[str]]:
     levels: list[list[str]] = [[]]
     for number in _numbers(weights, prefix):
         block = f"{prefix}.{number}"
-        if f"{block}.main.weight" in weights:
-            levels.append([])
-        else:
+        if f"{block}.block1.2.weight" in weights:
             levels[-1].append(block)
+        else:
+            levels.append([])
     return levels
 
 
@@ -123,13 +144,13 @@ def _renamed(
 ) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if name == _TABLE or name.startswith(_UNUSED):
+        if name.startswith(_UNUSED) or (name == _TABLE and "time_proj.weight" not in expected):
             continue
         block, _, kind = name.rpartition(".")
         if block not in names:
             raise ValueError(f"not a reference U-Net: unknown weight {name}")
         target = f"{names[block]}.{kind}"
-        if target == "time_embedding.linear_1.weight":
+        if target == "time_embedding.linear_1.weight" and "time_proj.weight" not in expected:
             # The reference's sinusoids alternate sine and cosine; diffusers' are all cosines
             # first (flip_sin_to_cos), then all sines.
             value = torch.cat([value[:, 1::2], value[:, 0::2]], dim=1)

@@ -12,8 +12,8 @@ from .convert import timesteps_of, unet_from_reference
 from .denoiser import DiffusionModel, ModelError
 from .families import open_folder, unet_run
 
-# The last of the reference's linear betas; its checkpoints do not say it.
-_BETA_END = 0.02
+# The last of the reference's linear betas, without and with labels; its checkpoints do not say it.
+_BETA_END = {False: 0.02, True: 0.028}
 _PARTS = ("unet", "transformer", "vae", "vqvae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -79,8 +79,9 @@ def _open_checkpoint(path: Path, image_size: int) -> DiffusionModel:
         raise ModelError(
             f"model {path}: it maps {channels[0]} channels to {channels[1]}, expected 3 and 3 (RGB)"
         )
+    rows = unet.config.num_class_embeds or 0
     scheduler = DDPMScheduler(
-        num_train_timesteps=timesteps_of(weights), beta_start=1e-4, beta_end=_BETA_END
+        num_train_timesteps=timesteps_of(weights), beta_start=1e-4, beta_end=_BETA_END[rows > 0]
     )
     return DiffusionModel(
         unet,
@@ -89,4 +90,5 @@ def _open_checkpoint(path: Path, image_size: int) -> DiffusionModel:
         file_sha256(path),
         image_size,
         (3, image_size, image_size),
+        label_rows=rows,
     )

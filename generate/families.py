@@ -99,9 +99,11 @@ def supported() -> str:
 def unet_run(network: nn.Module) -> Run:
     """Return the plain call of a UNet2DModel, with or without class labels, from float32 to it."""
     dtype_of = next(network.parameters())
+    table = isinstance(network.get_submodule("time_proj"), nn.Embedding)
 
     def run(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        output: Tensor = network(x.to(dtype_of.dtype), t, labels).sample
+        # Some schedulers give whole timesteps as floats, which are no rows of a table.
+        output: Tensor = network(x.to(dtype_of.dtype), t.long() if table else t, labels).sample
         return output.float()
 
     return run
