@@ -12,6 +12,7 @@ S3 server are on the loopback.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -197,23 +198,16 @@ def _copying(folder: Path, mb: int) -> dict[str, float]:
     total = sum(shard.bytes for shard in shards.manifest.shards)
     files = [shard.name for shard in shards.manifest.shards]
     names = [*files, *(shard.index_name for shard in shards.manifest.shards)]
-    to = folder / "to"
+    fresh = (folder / f"to{number}" for number in itertools.count())  # deleting takes time too
 
-    def fresh(task: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            shutil.rmtree(to, ignore_errors=True)
-            task()
-
-        return run
-
-    def curl(address: str) -> None:
+    def curl(address: str, to: Path) -> None:
         (to / "data").mkdir(parents=True)
         urls = "{" + ",".join(names) + "}"
         command = ["curl", "-s", "-f", "-o", f"{to}/#1", f"{address}/{urls}"]
         subprocess.run(command, check=True)
         subprocess.run(["sync", *(str(to / name) for name in names)], check=True)
 
-    def cp() -> None:
+    def cp(to: Path) -> None:
         subprocess.run(["cp", "-r", str(shards.folder), str(to)], check=True)
         subprocess.run(["sync", *(str(to / name) for name in names)], check=True)
 
@@ -224,11 +218,12 @@ def _copying(folder: Path, mb: int) -> dict[str, float]:
                 "sha256sum": lambda: subprocess.run(
                     ["sha256sum", *names], cwd=shards.folder, check=True, capture_output=True
                 ),
-                "pull": fresh(lambda: pull(address, to)),
-                "curl": fresh(lambda: curl(address)),
-                "push": fresh(lambda: push(shards.folder, str(to))),
-                "cp": fresh(cp),
-            }
+                "pull": lambda: pull(address, next(fresh)),
+                "curl": lambda: curl(address, next(fresh)),
+                "push": lambda: push(shards.folder, str(next(fresh))),
+                "cp": lambda: cp(next(fresh)),
+            },
+            rounds=5,
         )
     with bucket() as objects:
         prefix = "s3://sets/set"
