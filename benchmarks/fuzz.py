@@ -2,15 +2,22 @@
 
 Each trial changes the manifest, the index, the tar, or an image of a small set; in half of the
 trials hashes and sizes are made to agree again, so that the parsers behind them are reached. All
-is read in 1 GiB of address space. Mutations are random, not guided by coverage.
+is read in forked processes of 1 GiB of address space. Mutations are random, not guided by coverage.
+
+Outcomes: refused with a ShardError; same, where the damage is of no consequence (a class's name);
+other, where the manifest itself vouches for other pixels. The bad ones: silent, when other pixels
+passed by the old hashes; crashed, hung, and died.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import resource
+import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -29,6 +36,7 @@ from clsp.shards.writer import write_shard
 from .common import RESULTS, report
 
 FORMATS = ("png", "webp", "jpeg")
+Whole = dict[str, tuple[dict[str, bytes], list[np.ndarray]]]  # by format: files, records' pixels
 NUMBERS = (b"0", b"-1", b"9" * 30, b"1e400", b"\0", b"\xff" * 4, b"../", b"{", b"[", b'"', b"null")
 
 
@@ -65,8 +73,8 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
     return bytes(changed)
 
 
-def damage(folder: Path, files: dict[str, bytes], dice: random.Random) -> None:
-    """Write the set's files with one of them damaged."""
+def damage(folder: Path, files: dict[str, bytes], dice: random.Random) -> bool:
+    """Write the set's files with one of them damaged; True when the manifest vouches for that."""
     tar, idx, manifest = "data/train-00000.tar", "data/train-00000.idx", "manifest.json"
     changed = dict(files)
     what = dice.choice((tar, idx, manifest, "image", "image"))
@@ -81,7 +89,9 @@ def damage(folder: Path, files: dict[str, bytes], dice: random.Random) -> None:
         changed[tar] = whole.replace(before, after)
     else:
         changed[what] = mutate(files[what], dice)
+    sealed = what in (manifest, "image")
     if what == "image" or (what != manifest and dice.random() < 0.5):
+        sealed = True
         values = json.loads(files[manifest])
         values["shards"][0].update(
             bytes=max(1, len(changed[tar])),
@@ -91,45 +101,109 @@ def damage(folder: Path, files: dict[str, bytes], dice: random.Random) -> None:
         changed[manifest] = json.dumps(values).encode()
     for name, data in changed.items():
         (folder / name).write_bytes(data)
+    return sealed
+
+
+def outcome(folder: Path, pixels: list[np.ndarray]) -> str:
+    """Return what reading a set came to: "refused", "same", "other" or the error that it was.
+
+    same: all records came back with the pixels that were written; other: with other ones.
+    """
+    try:
+        shards = open_set(folder)
+        shards.verify(deep=True)
+        names = ["anchor", "p0", "p1"]
+        found = [shards.pixels(row, names) for row in range(len(shards))]
+        for row in range(len(shards)):
+            shards.record(row)
+    except ShardError:
+        return "refused"
+    except Exception as error:
+        return f"crashed: {error!r}"[:200]
+    same = len(found) == len(pixels) and all(map(np.array_equal, found, pixels))
+    return "same" if same else "other"
+
+
+def run(
+    first: int, stop: int, folder: Path, whole: Whole, seconds: int
+) -> list[tuple[int, str, float]]:
+    """Return number, outcome and CPU seconds of each trial, all made in one forked process.
+
+    A process that dies, or sits in a trial for `seconds`, ends with that trial's outcome, and
+    another goes on behind it.
+    """
+    found: list[tuple[int, str, float]] = []
+    while first < stop:
+        readable, writable = os.pipe()
+        if (child := os.fork()) == 0:
+            os.close(readable)
+            try:
+                trials(range(first, stop), folder, whole, writable, seconds)
+            finally:
+                os._exit(int(sys.exc_info()[0] is not None))
+        os.close(writable)
+        with open(readable) as pipe:
+            for line in pipe:
+                number, cpu, what = line.rstrip("\n").split(" ", 2)
+                found.append((int(number), what, float(cpu)))
+                first = int(number) + 1
+        if status := os.waitpid(child, 0)[1]:
+            hung = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+            found.append((first, f"{'hung' if hung else 'died'}: status {status}", 0.0))
+            first += 1
+    return found
+
+
+def trials(numbers: range, folder: Path, whole: Whole, pipe: int, seconds: int) -> None:
+    """Write a line for each trial: its number, CPU seconds, and outcome."""
+    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+    for number in numbers:
+        dice, name = random.Random(number), FORMATS[number % len(FORMATS)]
+        files, pixels = whole[name]
+        signal.alarm(seconds)
+        sealed = damage(folder / name, files, dice)
+        began = time.process_time()
+        what = outcome(folder / name, pixels)
+        if what == "other" and not sealed:
+            what = "silent: other pixels by the old hashes"
+        took = time.process_time() - began
+        os.write(pipe, f"{number} {took:.4f} {ascii(what)[1:-1]}\n".encode())
+
+
+def read_set(folder: Path) -> tuple[dict[str, bytes], list[np.ndarray]]:
+    """Return a whole set's files by name, and the pixels of its records."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    shards = open_set(folder)
+    pixels = [shards.pixels(row, ["anchor", "p0", "p1"]) for row in range(len(shards))]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}, pixels
 
 
 @click.command()
 @click.option("--n", default=100_000, show_default=True, help="Trials.")
+@click.option(
+    "--seconds", default=30, show_default=True, help="After which a trial counts as hung."
+)
 @click.option("--results", default=RESULTS, type=click.Path(path_type=Path))
-def main(n: int, results: Path) -> None:
-    """Read so many damaged sets; exit with 1 when anything but a ShardError came out."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (2**30, before[1]))
-    counts: Counter[str] = Counter(refused=0, accepted=0, crashed=0)
-    crashes: list[str] = []
+def main(n: int, seconds: int, results: Path) -> None:
+    """Read so many damaged sets; exit with 1 when one crashed, hung, or passed for another."""
+    counts: Counter[str] = Counter(refused=0, same=0, other=0, silent=0, crashed=0, hung=0, died=0)
+    bad: list[str] = []
     slowest = 0.0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kinds = []
         for image_format in FORMATS:
             write_set(folder / image_format, image_format)
-            paths = [p for p in (folder / image_format).rglob("*") if p.is_file()]
-            kinds.append({str(p.relative_to(folder / image_format)): p.read_bytes() for p in paths})
-        for number in range(n):
-            dice, at = random.Random(number), folder / FORMATS[number % len(FORMATS)]
-            damage(at, kinds[number % len(FORMATS)], dice)
-            began = time.process_time()
-            try:
-                shards = open_set(at)
-                shards.verify(deep=True)
-                for row in range(len(shards)):
-                    shards.record(row)
-                counts["accepted"] += 1  # a class renamed, a level of a pixel: sound in itself
-            except ShardError:
-                counts["refused"] += 1
-            except Exception as error:
-                counts["crashed"] += 1
-                crashes.append(f"{number}: {error!r}"[:200])
-            slowest = max(slowest, time.process_time() - began)
-    resource.setrlimit(resource.RLIMIT_AS, before)
-    values = {"trials": n, **counts, "slowest seconds": round(slowest, 3), "crashes": crashes[:20]}
+        whole = {image_format: read_set(folder / image_format) for image_format in FORMATS}
+        for start in range(0, n, 1000):
+            for number, what, took in run(start, min(start + 1000, n), folder, whole, seconds):
+                kind = what.partition(":")[0]
+                counts[kind] += 1
+                slowest = max(slowest, took)
+                if kind not in ("refused", "same", "other"):
+                    bad.append(f"{number}: {what}")
+    values = {"trials": n, **counts, "slowest seconds": round(slowest, 3), "bad": bad[:20]}
     report("fuzz", values, results)
-    raise SystemExit(bool(crashes))
+    raise SystemExit(bool(bad))
 
 
 if __name__ == "__main__":

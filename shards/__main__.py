@@ -17,6 +17,7 @@ from .reader import ShardSet
 from .store import index_folder, open_set
 
 _SET = click.argument("folder", metavar="SET", type=click.Path(path_type=Path))
+_ADDRESS = click.argument("address", metavar="SET")
 
 
 def _describe(shards: ShardSet) -> str:
@@ -35,9 +36,9 @@ def _describe(shards: ShardSet) -> str:
         "images": f"{manifest.image_format}, {manifest.image_size}x{manifest.image_size}",
         "source": manifest.source.get("kind", "unknown"),
         "licence": "{}; of the source: {}".format(
-            *licenses(shards.folder) or ("unknown", "unknown")
+            *(known or "unknown" for known in licenses(shards.origin))
         ),
-        "picture": str(shards.folder / "preview.png"),
+        "picture": f"{shards.origin.address.rstrip('/')}/preview.png",
         "classes": ", ".join(manifest.classes) if manifest.classes else "none",
         "sampling": how or "unknown",
         "model": manifest.plan.get("model", {}).get("sha256", "unknown"),
@@ -49,7 +50,12 @@ def _describe(shards: ShardSet) -> str:
         )
         or "unknown",
     }
-    return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
+    # The words may be a stranger's: none of them may move the cursor or paint the screen.
+    return "\n".join(f"{name:<10}{_printable(value)}" for name, value in lines.items())
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _record(manifest: Manifest) -> str:
@@ -62,7 +68,7 @@ def _record(manifest: Manifest) -> str:
 _MORE = {
     "diff": "Say in what two sets differ.",
     "export": "Write a set as .npy, Parquet or folders.",
-    "import": "Write a set of a .npy, a Parquet file or folders.",
+    "import": "Write a set of a .npy, Parquet, folders or any WebDataset.",
     "join": "Pair a set that carries no anchors with your own.",
     "merge": "Write several sets as one.",
     "preview": "Show a set: a contact sheet, or a gallery to filter and zoom.",
@@ -85,30 +91,37 @@ def main() -> None:
 
 
 @main.command()
-@_SET
-def info(folder: Path) -> None:
-    """Say what a set is, how it was made, and by which model."""
+@_ADDRESS
+def info(address: str) -> None:
+    """Say what a set is, how it was made, and by which model.
+
+    SET is a path, http(s)://HOST/PATH, s3://BUCKET/PREFIX or hf://datasets/OWNER/NAME@REVISION; of
+    one that is not here only the manifest and the card are read.
+    """
     try:
-        click.echo(_describe(open_set(folder)))
+        click.echo(_describe(open_set(address)))
     except ShardError as error:
         raise click.ClickException(str(error)) from error
     except (TypeError, AttributeError) as error:
         raise click.ClickException(
-            f"{folder}: the plan in its manifest is none: {error}"
+            f"{address}: the plan in its manifest is none: {error}"
         ) from error
 
 
 @main.command()
-@_SET
+@_ADDRESS
 @click.option("--deep", is_flag=True, help="Also walk every tar and decode every image.")
-def verify(folder: Path, deep: bool) -> None:
-    """Compare every byte of a set with its manifest."""
+def verify(address: str, deep: bool) -> None:
+    """Compare every byte of a set with its manifest.
+
+    SET is a path or an address, as of `info`; the shards of one that is not here are fetched.
+    """
     try:
-        shards = open_set(folder)
+        shards = open_set(address)
         shards.verify(deep)
-    except ShardError as error:
+    except (ShardError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{folder}: {len(shards):,} records in {len(shards.shard_sizes)} shards are whole")
+    click.echo(f"{address}: {len(shards):,} records in {len(shards.shard_sizes)} shards are whole")
 
 
 @main.command()
@@ -146,6 +159,12 @@ def index(
 @click.argument("target")
 @click.option("--license", help="Licence of the positives, e.g. cc-by-4.0; asked for if missing.")
 @click.option("--source-license", help="Licence of the anchors' source; imagenet forbids sharing.")
+@click.option(
+    "--model-license",
+    default="unknown",
+    show_default=True,
+    help="Licence of the model that made the positives.",
+)
 @click.option("--name", help="Name of the data set on its card; default: the folder's.")
 @click.option(
     "--i-may-redistribute-anchors",
@@ -158,6 +177,7 @@ def push(
     target: str,
     license: str | None,
     source_license: str | None,
+    model_license: str,
     name: str | None,
     may: bool,
 ) -> None:
@@ -168,16 +188,17 @@ def push(
     """
     try:
         shards = open_set(folder)
-        known = licenses(folder) or (None, None)
+        known = licenses(shards.origin)
         prepare_to_share(
             shards,
             name or folder.resolve().name,
             license=license or known[0] or click.prompt("Licence of the positives"),
             source_license=source_license or known[1] or click.prompt("Licence of the source"),
+            model_license=model_license,
             may_redistribute_anchors=may,
         )
         with progress(2 * len(shards.shard_sizes), "push", "file") as bar:
-            manifest = share.push(folder, target, bar.update)
+            manifest = share.push(folder, target, bar.update, may_redistribute_anchors=may)
     except (ShardError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{target}: set {manifest.id}")

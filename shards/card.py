@@ -1,7 +1,7 @@
 """What people need beside the shards: a card, a description for machines, a citation, a licence.
 
-The card is a Hugging Face dataset card, croissant.json the MLCommons Croissant format 1.0. None
-of these files is part of the set's id, and all are covered by SHA256SUMS.
+The card is a Hugging Face dataset card. None of these files is part of the set's id, and all are
+covered by SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from .check import ShardError
+from .croissant import croissant_json
+from .download import fetch
 from .files import write_atomic
-from .manifest import Manifest, save_sums
+from .manifest import PAPER, Manifest, save_sums
 from .preview import preview_png
 from .reader import ShardSet
 from .record import fields
+from .remote import Source
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{1,60}")
 # The source's terms let nobody but its makers pass images on.
@@ -25,7 +27,6 @@ FORBIDDING = {
     "no-redistribution": "the source's licence does not allow passing its images on",
 }
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-_PAPER = "https://arxiv.org/abs/2408.16965"
 
 
 def check_may_share(manifest: Manifest, source_license: str, may_redistribute: bool) -> None:
@@ -46,16 +47,22 @@ def prepare_to_share(
     *,
     license: str,
     source_license: str,
+    model_license: str = "unknown",
     may_redistribute_anchors: bool = False,
 ) -> list[Path]:
-    """Write card, croissant.json, CITATION.cff, preview.png and SHA256SUMS into a set's folder.
+    """Write card, LICENSE, croissant.json, CITATION.cff, preview.png and SHA256SUMS into a set.
 
-    name: of the data set; license: of the positives, source_license: of the anchors' source, as
-    ids such as cc-by-4.0, or imagenet and no-redistribution for sources that forbid passing on.
-    An existing README.md is kept when it is not one of clsp's. Returns what was written.
+    name: of the data set; license: of the positives, source_license: of the anchors' source,
+    model_license: of the model that made the positives, as ids such as cc-by-4.0, or imagenet and
+    no-redistribution for sources that forbid passing on. An existing README.md or LICENSE is kept
+    when it is not one of clsp's. Returns what was written.
     Raises ShardError for licences that are none, and for anchors that must not be shared.
     """
-    for option, value in (("--license", license), ("--source-license", source_license)):
+    for option, value in (
+        ("--license", license),
+        ("--source-license", source_license),
+        ("--model-license", model_license),
+    ):
         if not _LICENSE.fullmatch(value):
             raise ShardError(f"{option} {value!r} is no licence id such as cc-by-4.0, mit or other")
     if shards.manifest.names is not None:
@@ -70,32 +77,64 @@ def prepare_to_share(
         "croissant.json": croissant_json(shards.manifest, name, license),
         "CITATION.cff": _citation(name, shards.id),
     }
-    card = folder / "README.md"
-    if not card.exists() or _MARK in card.read_text("utf-8", "replace"):
-        files["README.md"] = card_text(shards.manifest, name, license, source_license).encode()
+    texts = {
+        "README.md": card_text(shards.manifest, name, license, source_license, model_license),
+        "LICENSE": license_text(name, shards.manifest.anchors, license, source_license),
+    }
+    for file, text in texts.items():
+        path = folder / file
+        if not path.exists() or _MARK in path.read_text("utf-8", "replace"):
+            files[file] = text.encode()
     for file, data in files.items():
         write_atomic(folder / file, data)
     save_sums(folder, shards.manifest)
     return [folder / file for file in files]
 
 
-def licenses(folder: Path) -> tuple[str, str] | None:
-    """Return the licences of the set and of its source as its card says; None when it does not."""
-    path = folder / "README.md"
-    if not path.is_file() or path.stat().st_size > 2**20:
-        return None
-    text = path.read_text("utf-8", "replace")
+def licenses(source: Source) -> tuple[str | None, str | None]:
+    """Return the licences of the set and of its source as its card says; None where it does not."""
+    try:
+        text = fetch(source, "README.md", lambda data: data.decode("utf-8", "replace"), most=2**20)
+    except ShardError:  # no card, or one that is none
+        return None, None
     found = [
         re.search(rf'^{name}: "?({_LICENSE.pattern})"?$', text, re.MULTILINE)
         for name in ("license", "source_license")
     ]
-    return (found[0][1], found[1][1]) if found[0] and found[1] else None
+    return found[0] and found[0][1], found[1] and found[1][1]
 
 
 _MARK = "<!-- written by clsp -->"
+# By the id that a card has, the name that SPDX has for it.
+_SPDX = {name.lower(): name for name in (
+    "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-NC-ND-4.0",
+    "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0", "CC-BY-SA-4.0", "CC0-1.0", "CDLA-Permissive-2.0", "MIT",
+    "ODC-By-1.0", "ODbL-1.0", "PDDL-1.0", "Unlicense",
+)} | {"odc-by": "ODC-By-1.0", "odbl": "ODbL-1.0", "pddl": "PDDL-1.0"}  # fmt: skip
 
 
-def card_text(manifest: Manifest, name: str, license: str, source_license: str) -> str:
+def license_text(name: str, anchors: bool, license: str, source_license: str) -> str:
+    """Return the text of LICENSE: what is under which licence, and where that is to be read."""
+
+    def words(licence: str) -> str:
+        spdx = _SPDX.get(licence)
+        return f"{spdx}, https://spdx.org/licenses/{spdx}.html" if spdx else f'"{licence}"'
+
+    of_anchors = "are images of the source, under its" if anchors else "are not here; their"
+    return f"""{_MARK}
+{name}
+
+The positives: {words(license)}
+The anchors {of_anchors} licence: {words(source_license)}
+
+A licence in quotation marks is named as the makers of this data set named it; ask them for its
+terms.
+"""
+
+
+def card_text(
+    manifest: Manifest, name: str, license: str, source_license: str, model_license: str
+) -> str:
     """Return a Hugging Face dataset card: YAML for the Hub, then text for people."""
     config, kind = manifest.plan.get("config", {}), str(manifest.source.get("kind", "unknown"))
     model = str(manifest.plan.get("model", {}).get("sha256", "unknown"))
@@ -110,6 +149,7 @@ def card_text(manifest: Manifest, name: str, license: str, source_license: str) 
     head += ["source_datasets:", f"- {json.dumps(kind)}", f"source_license: {source_license}"]
     head += [
         f"generator: {json.dumps(model)}",
+        f"generator_license: {model_license}",
         "configs:",
         "- config_name: default",
         "  data_files:",
@@ -139,7 +179,7 @@ def card_text(manifest: Manifest, name: str, license: str, source_license: str) 
 ## How it was made
 
 For each anchor image of the source ({kind}), a diffusion model (sha256 `{model}`) sampled
-{manifest.positives} images by mixing bottleneck features ([Zeng et al., ECCV 2024]({_PAPER})).
+{manifest.positives} images by mixing bottleneck features ([Zeng et al., ECCV 2024]({PAPER})).
 Settings: {how}.
 {anchors}
 
@@ -178,66 +218,10 @@ every image too.
 
 ## Licence
 
-The positives: {license}. The source of the anchors: {source_license}.
+The positives: {license}. The source of the anchors: {source_license}. The model that made the
+positives: {model_license}. LICENSE says where to read them.
 """
     return "\n".join(head) + body
-
-
-def croissant_json(manifest: Manifest, name: str, license: str) -> bytes:
-    """Return the set's description in the Croissant format 1.0 of MLCommons."""
-    names = fields(manifest.positives, manifest.image_format, manifest.anchors)[:-1]
-    shards: list[dict[str, Any]] = [
-        {
-            "@type": "cr:FileObject",
-            "@id": shard.name,
-            "name": shard.name,
-            "contentUrl": shard.name,
-            "contentSize": f"{shard.bytes} B",
-            "encodingFormat": "application/x-tar",
-            "sha256": shard.sha256,
-        }
-        for shard in manifest.shards
-    ]
-    sets = [
-        {
-            "@type": "cr:FileSet",
-            "@id": n,
-            "name": n,
-            "containedIn": [{"@id": shard.name} for shard in manifest.shards],
-            "encodingFormat": f"image/{manifest.image_format}",
-            "includes": f"*.{n}",
-        }
-        for n in names
-    ]
-    records = [
-        {
-            "@type": "cr:RecordSet",
-            "@id": f"{n.partition('.')[0]}_images",
-            "name": f"{n.partition('.')[0]}_images",
-            "field": {
-                "@type": "cr:Field",
-                "@id": f"{n.partition('.')[0]}_images/image",
-                "name": "image",
-                "dataType": "sc:ImageObject",
-                "source": {"fileSet": {"@id": n}, "extract": {"fileProperty": "content"}},
-            },
-        }
-        for n in names
-    ]
-    values = {
-        "@context": _CONTEXT,
-        "@type": "sc:Dataset",
-        "name": re.sub(r"[^A-Za-z0-9_-]", "-", name),
-        "description": f"{manifest.samples} records of {manifest.positives} synthetic positives",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "license": license,
-        "version": "1.0.0",
-        "identifier": manifest.id,
-        "citeAs": _PAPER,
-        "distribution": shards + sets,
-        "recordSet": records,
-    }
-    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def _citation(name: str, set_id: str) -> bytes:
@@ -258,29 +242,5 @@ references:
   - family-names: Zeng
     given-names: Dewen
   year: 2024
-  url: {_PAPER}
+  url: {PAPER}
 """.encode()
-
-
-# The names that the format gives to what it borrows from schema.org and adds itself.
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "cr": "http://mlcommons.org/croissant/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "recordSet": "cr:recordSet",
-    "sc": "https://schema.org/",
-    "source": "cr:source",
-}

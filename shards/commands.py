@@ -204,13 +204,38 @@ def preview(address: str, out: Path, samples: int) -> None:
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @_OUT
 @click.option("--anchors", help="Of a .npy: its images in the same order, e.g. cifar10:ROOT.")
+@click.option("--anchor", help="Of a WebDataset: the anchor's member, e.g. jpg.")
+@click.option("--positive", "positives", multiple=True, help="A positive's member; repeat for K.")
+@click.option("--label", default="", help="A member with an integer: cls, or json:FIELD.")
+@click.option(
+    "--image-size", type=click.IntRange(min=1), help="Fit its images to so many pixels a side."
+)
 @click.option("--shard-size", default=1000, show_default=True, type=click.IntRange(min=1))
 @_says_errors
-def import_(path: Path, out: Path, anchors: str | None, shard_size: int) -> None:
-    """Write a set of PATH: a .npy (N, K, H, W, 3) uint8, a .parquet, or a folder per anchor."""
-    from .convert import import_folders, import_npy, import_parquet
+def import_(
+    path: Path,
+    out: Path,
+    anchors: str | None,
+    anchor: str | None,
+    positives: tuple[str, ...],
+    label: str,
+    image_size: int | None,
+    shard_size: int,
+) -> None:
+    """Write a set of PATH: a .npy (N, K, H, W, 3) uint8, a .parquet, or a folder per anchor.
 
-    if path.suffix == ".npy":
+    Or of any WebDataset, a .tar or a folder of them, by the names of a record's members, that is
+    what follows a key and its dot: --anchor jpg --positive syn0.png --positive syn1.png.
+    """
+    from .convert import import_folders, import_npy, import_parquet, import_webdataset
+    from .manifest import Names
+
+    if bool(anchor) != bool(positives) or ((label or image_size) and not anchor):
+        raise click.UsageError("a WebDataset needs --anchor and at least one --positive")
+    if anchor:
+        names = Names(anchor.lower(), tuple(name.lower() for name in positives), label)
+        _say(import_webdataset(path, out, names, image_size, shard_size))
+    elif path.suffix == ".npy":
         if anchors is None:
             raise click.UsageError("a .npy holds positives only: --anchors gives their anchors")
         _say(import_npy(path, out, open_images(anchors), shard_size))

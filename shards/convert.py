@@ -1,9 +1,10 @@
-"""Sets from and to what others use: .npy arrays, a folder per anchor, Parquet of `datasets`."""
+"""Sets from and to what others use: .npy, a folder per anchor, Parquet, any WebDataset."""
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 from .check import ShardError
 from .edit import write_set
 from .files import write_atomic
+from .foreign import index_foreign
 from .images import ImageSource, decode_image, encode_image, fit_square
-from .manifest import Manifest
+from .manifest import Manifest, Names
 from .reader import ShardSet
 from .record import Record, check_hashes, fields
 
@@ -120,6 +122,33 @@ def import_folders(
     side = decode_image((folders[0] / expected[0]).read_bytes()).shape[0]
     like = _manifest(positives, suffix, side, anchors, classes)
     return write_set(out, like, _parts(records(), shard_size), f"import {path.name}")
+
+
+def import_webdataset(
+    path: Path,
+    out: Path,
+    names: Names,
+    image_size: int | None = None,
+    shard_size: int = SHARD_SIZE,
+) -> ShardSet:
+    """Write a set of the records in a tar, or in a folder's tars, that another wrote.
+
+    names: what their members are called. Images keep their bytes, unless they are of several
+    formats or `image_size` asks for another size: then all are PNG. Raises ShardError as
+    `index_foreign` does, and when PATH holds no tar.
+    """
+    tars = [path] if path.is_file() else sorted([*path.glob("*.tar"), *path.glob("data/*.tar")])
+    if not tars:
+        raise ShardError(f"{path} holds no .tar file, nor does {path / 'data'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        # Links under names that clsp's shards may have; the tars are read where they lie.
+        (Path(scratch) / "data").mkdir()
+        for number, tar in enumerate(tars):
+            (Path(scratch) / "data" / f"{number:05d}.tar").symlink_to(tar.resolve())
+        shards = index_foreign(Path(scratch), names, image_size)
+        records = map(shards.record, range(len(shards)))
+        return write_set(out, shards.manifest, _parts(records, shard_size), f"import {path.name}")
 
 
 def export_parquet(shards: ShardSet, path: Path) -> None:

@@ -34,6 +34,7 @@ _MOST_INDEX_ENTRY = 256  # bytes of one member in an index: extension, offset, s
 _MEMBER = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_POSITIVES = 4096
+PAPER = "https://arxiv.org/abs/2408.16965"
 
 
 @dataclass(frozen=True)

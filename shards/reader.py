@@ -22,6 +22,7 @@ from .images import decode_image
 from .manifest import Manifest, ShardFile, file_sha256
 from .order import hash_key
 from .record import Record, check_hashes, fields, from_members, parse_json, split_name
+from .remote import FolderSource, Source
 
 # What a reader keeps, whatever the set's size: indexes of about twice an epoch's block of shuffled
 # samples, far fewer open files than a process may have, and about 16 MiB of images' hashes, so that
@@ -103,9 +104,14 @@ class ShardSet:
         return self.place
 
     @property
+    def origin(self) -> Source:
+        """Where the set's files are read from, the shards' through the cache."""
+        return self.place.source if isinstance(self.place, Cache) else FolderSource(self.place)
+
+    @property
     def address(self) -> str:
         """Where the set is, for people."""
-        return self.place.source.address if isinstance(self.place, Cache) else str(self.place)
+        return self.origin.address
 
     @property
     def is_remote(self) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from .check import ShardError
 
@@ -16,6 +17,7 @@ PIECE = 1 << 20  # bytes that are read, hashed and written at a time
 TIMEOUT = 30.0  # seconds without a byte, after which a connection counts as broken
 _S3_PIECE = 16 << 20  # each is a request of its own
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?")
+_QUERY = re.compile(r"\?[^\s')]+")  # of the signed address that a server redirected to
 _PASSING = {408, 416, 425, 429}  # HTTP answers that may pass, beside those from 500 on
 
 
@@ -53,15 +55,37 @@ def is_remote(address: str | Path) -> bool:
     return "://" in str(address)
 
 
+def refuse_secrets(address: str) -> None:
+    """Raise ShardError for an address with a name and password: it is printed, and kept in files.
+
+    The message does not repeat them.
+    """
+    if is_remote(address) and "@" in urlsplit(address).netloc:
+        raise ShardError(
+            f"{bare_url(address)}: expected no name and password in an address; write them into "
+            "~/.netrc, where they are found"
+        )
+
+
+def bare_url(url: str) -> str:
+    """Return an address less name and password, and less a query, which may hold a signature."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def open_source(address: str | Path) -> Source:
     """Return the source at a path, `http(s)://`, `s3://` or `hf://datasets/OWNER/NAME@REVISION`.
 
     Raises ShardError for another kind of address, or a revision that is not there.
     """
     text = str(address)
+    refuse_secrets(text)
     if text.startswith(("http://", "https://")):
         if set(text) & {"?", "#"}:
-            raise ShardError(f"{text}: expected an address that names of files can be added to")
+            raise ShardError(
+                f"{bare_url(text)}: expected an address that names of files can be added "
+                "to, without ? and #"
+            )
         return HttpSource(text, text.rstrip("/") + "/")
     if text.startswith("s3://"):
         s3_files(text)  # Say now, not in a worker, what is missing.
@@ -87,10 +111,9 @@ class FolderSource:
         return str(self.folder)
 
     def open(self, name: str, start: int = 0) -> Reply:
-        try:
-            file = open(self.folder / name, "rb")  # noqa: SIM115 the reply closes it
-        except FileNotFoundError as error:
-            raise Missing(f"{self.folder / name}: there is no such file") from error
+        if not (self.folder / name).is_file():  # To open a named pipe is to wait for ever.
+            raise Missing(f"{self.folder / name}: there is no such file")
+        file = open(self.folder / name, "rb")  # noqa: SIM115 the reply closes it
         start = min(start, os.fstat(file.fileno()).st_size)
         return Reply(start, self._pieces(file, start))
 
@@ -122,7 +145,12 @@ class HttpSource:
         try:
             response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
         except requests.RequestException as error:
-            raise Interrupted(f"{url}: {error}") from error
+            raise Interrupted(f"{url}: {_QUERY.sub('?...', str(error))}") from error
+        if url.startswith("https://") and not response.url.startswith("https://"):
+            response.close()
+            raise ShardError(
+                f"{url}: the server redirects to {bare_url(response.url)}, unencrypted"
+            )
         status = response.status_code
         first = f"bytes {start}-"
         if start and (

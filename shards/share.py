@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import Cache
+from .card import check_may_share, licenses
 from .check import ShardError
 from .download import download
 from .files import write_atomic
@@ -35,15 +36,25 @@ _LEGAL = ("LICENSE", "CITATION.cff")  # what holds for a part of a set as well
 _UNFINISHED = ".pull"  # what a pull keeps in the folder until it is done
 
 
-def push(folder: Path, target: str, done: Callable[[], object] = lambda: None) -> Manifest:
+def push(
+    folder: Path,
+    target: str,
+    done: Callable[[], object] = lambda: None,
+    *,
+    may_redistribute_anchors: bool = False,
+) -> Manifest:
     """Copy a set to a path, `s3://BUCKET/PREFIX` or `hf://datasets/OWNER/NAME@BRANCH`.
 
     Shards go first, each compared with the manifest, and the manifest last: whoever finds it finds
     all. Broken off, the same call goes on. `done` is called after each file.
-    Returns the manifest. Raises ShardError for a damaged set, and for a target that holds another
-    one: nothing that others may be reading is replaced.
+    may_redistribute_anchors: you hold the right to, whatever the licence of the source that the
+    set's card names.
+    Returns the manifest. Raises ShardError for a damaged set, for anchors that must not be passed
+    on, and for a target that holds another set: nothing that others may be reading is replaced.
     """
     shards = open_set(folder)
+    source_license = licenses(open_source(folder))[1]
+    check_may_share(shards.manifest, source_license or "unknown", may_redistribute_anchors)
     manifest, opened = shards.manifest, open_target(target)
     found = _manifest_at(target)
     if found is not None and found.id != manifest.id:

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from .check import ShardError
 from .files import fsync_folder, temporary_name
 from .manifest import file_sha256
-from .remote import PIECE, Missing, hub_errors, is_remote, s3_errors, s3_files, split_hub
+from .remote import (
+    PIECE,
+    Missing,
+    hub_errors,
+    is_remote,
+    refuse_secrets,
+    s3_errors,
+    s3_files,
+    split_hub,
+)
 
 THREADS = 4  # files in flight at once: one is read while another is hashed or written
 _LARGEST_S3 = 5 * 2**30  # bytes S3 takes in one request, and so under one checksum
@@ -46,6 +55,7 @@ class Target(Protocol):
 
 def open_target(address: str) -> Target:
     """Return the target at a path, `s3://BUCKET/PREFIX` or `hf://datasets/OWNER/NAME[@BRANCH]`."""
+    refuse_secrets(address)
     if address.startswith("s3://"):
         return S3Target(address.rstrip("/"))
     if address.startswith("hf://"):

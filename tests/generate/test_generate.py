@@ -19,6 +19,7 @@ from PIL import Image
 from clsp.generate.__main__ import generate, main
 from clsp.generate.config import GenerateConfig
 from clsp.generate.plan import PlanError
+from clsp.shards.__main__ import main as shards_main
 from clsp.shards.edit import strip
 from clsp.shards.images import decode_image, open_images
 from clsp.shards.store import open_set
@@ -197,6 +198,25 @@ def test_a_receipt_that_lies_is_found_and_its_shard_made_again(
     assert re.search(r"data/train-00003\.tar: its sha256 is .* run again to make it", found.stderr)
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert content(out) == content(undisturbed)
+
+
+def test_a_damaged_shard_is_repaired_by_making_it_again(
+    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(undisturbed, tmp_path / "set"))
+    tar = out / "data" / "train-00003.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    times = {path.name: path.stat().st_mtime_ns for path in (out / "data").iterdir()}
+    result = CliRunner().invoke(shards_main, ["repair", str(out)])
+    assert result.exit_code == 1
+    assert "data/train-00003.tar: damaged; give --from, or run again" in result.output
+    assert CliRunner().invoke(main, command(digit_folder, tiny_model, out)).exit_code == 0
+    assert content(out) == content(undisturbed)
+    made = {p.name for p in (out / "data").iterdir() if p.stat().st_mtime_ns != times[p.name]}
+    assert made == {"train-00003.tar", "train-00003.idx"}
+    assert CliRunner().invoke(shards_main, ["repair", str(out)]).output == f"{out}: whole\n"
 
 
 def test_a_full_disk_is_named_and_a_rerun_goes_on(

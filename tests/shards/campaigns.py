@@ -41,7 +41,7 @@ def _unfinished(cache: Path) -> set[tuple[Path, int]]:
 
 
 def kill_readers(shards: ShardSet, cache: Path, trials: int) -> dict[str, int]:
-    """Kill a reader at a random moment, look at the cache, delete half of it; again and again.
+    """Kill a reader soon after it began to fetch, look at the cache, delete half of it; again.
 
     At the end an undisturbed reader reads all that is left and missing.
     """
@@ -55,7 +55,9 @@ def kill_readers(shards: ShardSet, cache: Path, trials: int) -> dict[str, int]:
             before = _unfinished(cache)
             reader = context.Process(target=read_all, args=(*places, trial))
             reader.start()
-            time.sleep(dice.random() * 0.15)
+            while reader.is_alive() and not _unfinished(cache) - before:
+                time.sleep(0.001)
+            time.sleep(dice.random() * 0.03)
             reader.kill()
             reader.join()
             unfinished += bool(_unfinished(cache) - before)

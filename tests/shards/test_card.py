@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from clsp.shards.__main__ import main
 from clsp.shards.card import licenses, prepare_to_share
 from clsp.shards.check import ShardError
 from clsp.shards.reader import ShardSet
+from clsp.shards.share import push
 from clsp.shards.store import open_set
 
 
@@ -34,7 +38,8 @@ def test_the_hub_reads_the_card(shared: ShardSet) -> None:
     assert card.data.pretty_name == "Digits, twice"
     assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.tar"}]
     assert card.data.to_dict()["source_license"] == "bsd-3-clause"
-    assert licenses(shared.folder) == ("cc-by-4.0", "bsd-3-clause")
+    assert card.data.to_dict()["generator_license"] == "unknown"
+    assert licenses(shared.origin) == ("cc-by-4.0", "bsd-3-clause")
     for words in (shared.id, "preview.png", "webdataset", "load_dataset", "open_set"):
         assert words in card.text
     assert (shared.folder / "preview.png").is_file()
@@ -56,10 +61,45 @@ def test_mlcroissant_validates_it_and_reads_images(shared: ShardSet) -> None:
     ]
 
 
+def test_mlcroissant_loads_the_records(shared: ShardSet, tmp_path: Path) -> None:
+    """In a process of its own: it keeps what it extracts where a variable says at its import."""
+    pytest.importorskip("mlcroissant", reason="needs the extra [test]")
+    script = (
+        "import hashlib, json, mlcroissant, sys\n"
+        "dataset, found = mlcroissant.Dataset(jsonld=sys.argv[1]), {}\n"
+        "for name in ('anchor_images', 'p0_images', 'p1_images'):\n"
+        "    for record in dataset.records(name):\n"
+        "        key, image = record[f'{name}/key'].decode(), record[f'{name}/image']\n"
+        "        pixels = hashlib.sha256(image.convert('RGB').tobytes()).hexdigest()\n"
+        "        found[f'{key}.{name}'] = pixels\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(shared.folder / "croissant.json")],
+        env={**os.environ, "CROISSANT_CACHE": str(tmp_path / "cache")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    names = ("anchor", "p0", "p1")
+    assert json.loads(done.stdout) == {
+        f"{shared.key(row)}.{name}_images": hashlib.sha256(pixels.tobytes()).hexdigest()
+        for row in range(len(shared))
+        for name, pixels in zip(names, shared.pixels(row, names), strict=True)
+    }
+
+
 def test_sha256sum_covers_what_was_added(shared: ShardSet) -> None:
     command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
     done = subprocess.run(command, cwd=shared.folder, check=True, capture_output=True, text=True)
-    for name in ("README.md", "croissant.json", "CITATION.cff", "preview.png", "manifest.json"):
+    for name in (
+        "README.md",
+        "LICENSE",
+        "croissant.json",
+        "CITATION.cff",
+        "preview.png",
+        "manifest.json",
+    ):
         assert f"{name}: OK" in done.stdout
 
 
@@ -85,9 +125,27 @@ def test_anchors_that_must_not_be_shared_are_not(
     prepare_to_share(
         shards, "x", license="cc0-1.0", source_license=source, may_redistribute_anchors=True
     )
+    with pytest.raises(ShardError, match="--i-may-redistribute-anchors"):
+        push(shards.folder, str(tmp_path / "there"))
+    assert not (tmp_path / "there").exists()
+    push(shards.folder, str(tmp_path / "there"), may_redistribute_anchors=True)
     bare = make_set(tmp_path / "bare", anchors=False)
     prepare_to_share(bare, "x", license="cc0-1.0", source_license=source)
     assert "The anchors are not in the set" in (bare.folder / "README.md").read_text()
+    assert f'are not here; their licence: "{source}"' in (bare.folder / "LICENSE").read_text()
+    push(bare.folder, str(tmp_path / "bare there"))
+
+
+def test_the_licence_says_where_it_is_to_be_read(shared: ShardSet) -> None:
+    text = (shared.folder / "LICENSE").read_text()
+    assert "The positives: CC-BY-4.0, https://spdx.org/licenses/CC-BY-4.0.html\n" in text
+    assert "source, under its licence: BSD-3-Clause, https://spdx.org" in text
+    prepare_to_share(shared, "x", license="other", source_license="mit", model_license="openrail")
+    assert 'The positives: "other"\n' in (shared.folder / "LICENSE").read_text()
+    assert "generator_license: openrail\n" in (shared.folder / "README.md").read_text()
+    (shared.folder / "LICENSE").write_text("Mine.\n")
+    prepare_to_share(shared, "x", license="mit", source_license="mit")
+    assert (shared.folder / "LICENSE").read_text() == "Mine.\n"
 
 
 @pytest.mark.parametrize("license", ["", "CC BY", "mit\nconfigs: x", "../x"])
@@ -114,6 +172,6 @@ def test_push_asks_for_licences_once(digit_set: ShardSet, tmp_path: Path) -> Non
     assert asked.exit_code == 0, asked.output
     again = CliRunner().invoke(main, command)
     assert again.exit_code == 0, again.output
-    assert licenses(tmp_path / "there") == ("cc-by-4.0", "mit")
+    assert licenses(open_set(tmp_path / "there").origin) == ("cc-by-4.0", "mit")
     described = CliRunner().invoke(main, ["info", str(tmp_path / "there")]).output
     assert "cc-by-4.0; of the source: mit" in described

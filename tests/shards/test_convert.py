@@ -7,10 +7,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import webdataset
 from click.testing import CliRunner
+from PIL import Image
 
 from clsp.shards.__main__ import main
-from clsp.shards.images import open_images
+from clsp.shards.images import encode_image, fit_square, open_images
 from clsp.shards.reader import ShardSet
 from clsp.shards.store import open_set
 
@@ -89,3 +91,72 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make_set) -> None:
     result = clsp_shards("import", tmp_path / "folders", tmp_path / "o2")
     assert "digit-0001 has ['anchor.png', 'p0.png'], expected" in result.output
     assert not (tmp_path / "o2" / "manifest.json").exists()
+
+
+def sample(n: int, pixels: np.ndarray, image_format: str = "png") -> dict[str, object]:
+    """A record as somebody else has it."""
+    names = ("img.png", "Aug1.png", "aug2.png")
+    images = {name: encode_image(pixels[n + j], image_format) for j, name in enumerate(names)}
+    return {"__key__": f"n01/im.age {n:03d}".replace(".", "_"), **images, "json": {"y": n % 5}}
+
+
+@pytest.mark.parametrize("place", ["one.tar", "folder", "folder/data"])
+def test_any_webdataset_comes_in_byte_for_byte(tmp_path: Path, place: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    samples = [sample(n, pixels) for n in range(12)]
+    folder = tmp_path / ("in" if place == "one.tar" else place)
+    folder.mkdir(parents=True)
+    tars = [folder / f"part.{n}.tar" for n in range(1 if place == "one.tar" else 3)]
+    for number, tar in enumerate(tars):
+        with webdataset.TarWriter(str(tar)) as writer:
+            for one in samples[number :: len(tars)]:
+                writer.write(one)
+    before = {tar: tar.read_bytes() for tar in tars}
+    path = tars[0] if place == "one.tar" else tmp_path / "folder"
+    names = ["--anchor=img.png", "--positive=Aug1.png", "--positive=aug2.png", "--label=json:y"]
+    result = clsp_shards("import", path, tmp_path / "set", *names, "--shard-size", 5)
+    assert result.exit_code == 0, result.output
+    shards = open_set(tmp_path / "set")
+    shards.verify(deep=True)
+    assert shards.shard_sizes == (5, 5, 2)
+    order = [n for number in range(len(tars)) for n in range(12)[number :: len(tars)]]
+    for row, n in enumerate(order):
+        record = shards.record(row)
+        assert record.key.startswith(f"n01_im_age_{n:03d}-")
+        wanted = [samples[n][name] for name in ("img.png", "Aug1.png", "aug2.png")]
+        assert [record.anchor, *record.positives] == wanted
+        assert record.meta == {"label": n % 5}
+    assert {tar: tar.read_bytes() for tar in tars} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        {"set", "in" if place == "one.tar" else "folder"}
+    )
+    # And back by stock webdataset, which finds the same images under clsp's names.
+    urls = [str(shards.shard_path(shard)) for shard in shards.manifest.shards]
+    read = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [r["p1.png"] for r in read] == [samples[n]["aug2.png"] for n in order]
+
+
+def test_a_webdataset_of_other_sizes_is_fitted_and_a_wrong_mapping_named(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 12, 16, 3), np.uint8)
+    with webdataset.TarWriter(str(tmp_path / "x.tar")) as writer:
+        for n in range(4):
+            writer.write(sample(n, pixels))
+    names = ["--anchor=img.png", "--positive=aug1.png"]
+    place = [tmp_path / "x.tar", tmp_path / "set"]
+    for more, message in (
+        ([], "img.png has 16x12 pixels, expected 16x16; --image-size fits"),
+        (["--positive=p7.png"], "no record has a member p7.png; the members found are"),
+    ):
+        result = clsp_shards("import", *place, *names, *more)
+        assert (result.exit_code, message in result.output) == (1, True), result.output
+        assert [p.name for p in tmp_path.iterdir()] == ["x.tar"]
+    assert "needs --anchor and" in clsp_shards("import", *place, "--anchor=img.png").output
+    (tmp_path / "empty").mkdir()
+    result = clsp_shards("import", tmp_path / "empty", tmp_path / "set", *names)
+    assert "holds no .tar file" in result.output
+    result = clsp_shards("import", *place, *names, "--image-size=8")
+    assert result.exit_code == 0, result.output
+    shards = open_set(tmp_path / "set")
+    shards.verify(deep=True)
+    fitted = fit_square(Image.fromarray(pixels[2]), 8)
+    np.testing.assert_array_equal(shards.pixels(1, ["p0"])[0], np.asarray(fitted))

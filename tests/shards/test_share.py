@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import http.server
+import io
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 from click.testing import CliRunner, Result
 
 from clsp.shards import download, targets
 from clsp.shards.__main__ import main
 from clsp.shards.check import ShardError
 from clsp.shards.reader import ShardSet
+from clsp.shards.remote import open_source
 from clsp.shards.share import pull, push
 from clsp.shards.store import index_folder, open_set
 
@@ -340,6 +345,8 @@ def test_the_hub(shards: ShardSet, copy: Path, hub: Hub, tmp_path: Path) -> None
     [
         ("ftp://host/set", "expected a path, http"),
         ("https://host/set?token=1", "names of files can be added"),
+        ("https://me:hunter2@host/set?x=1", "https://host/set: expected no name and password"),
+        ("s3://me:hunter2@bucket/set", "s3://bucket/set: expected no name and password"),
         ("hf://models/me/digits", "expected hf://datasets/OWNER/NAME"),
         ("hf://datasets/me/../../x", "expected hf://datasets/OWNER/NAME"),
     ],
@@ -348,4 +355,67 @@ def test_an_address_that_is_none(address: str, message: str, tmp_path: Path) -> 
     result = clsp_shards("pull", address, tmp_path / "mine")
     assert result.exit_code == 1
     assert message in result.output
+    assert "hunter2" not in result.output
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_password_is_never_kept_or_sent_anywhere(shards: ShardSet, tmp_path: Path) -> None:
+    result = clsp_shards("push", own(shards, tmp_path).folder, "s3://me:hunter2@bucket", *LICENSES)
+    assert "expected no name and password" in result.output
+    view = ["join", "https://me:hunter2@host/set", "--anchors", "digits", "--out", tmp_path / "v"]
+    assert "expected no name and password" in clsp_shards(*view).output
+    assert not (tmp_path / "v").exists()
+
+
+class Redirects(http.server.BaseHTTPRequestHandler):
+    """Sends every request elsewhere: to `target`, with a signature in the query."""
+
+    target = ""
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", f"{self.target}{self.path}?signature=secret")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def redirects() -> Iterator[tuple[type[Redirects], str]]:
+    handler = type("Handler", (Redirects,), {})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield handler, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_redirect_ends_well_or_in_an_error_without_its_signature(
+    shards: ShardSet, redirects: tuple[type[Redirects], str], tmp_path: Path
+) -> None:
+    handler, address = redirects
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for target, message in (
+        (address, "Exceeded 30 redirects"),
+        (nobody, "Connection refused"),
+        ("file:///etc/passwd", "No connection adapters"),
+    ):
+        handler.target = target
+        with pytest.raises(ShardError, match=message) as error:
+            open_set(f"{address}/set", cache=tmp_path)
+        assert "secret" not in str(error.value)
+
+
+def test_an_encrypted_address_is_not_left_for_one_that_is_not(monkeypatch) -> None:
+    def get(url: str, **_: object) -> requests.Response:
+        response = requests.Response()
+        response.raw = io.BytesIO()
+        response.url, response.status_code = "http://elsewhere/set/x?signature=secret", 200
+        return response
+
+    monkeypatch.setattr(requests, "get", get)
+    with pytest.raises(ShardError, match="http://elsewhere/set/x, which is not encrypted"):
+        open_source("https://host/set").open("manifest.json")

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from clsp.shards import download
 from clsp.shards.__main__ import main
+from clsp.shards.card import prepare_to_share
 from clsp.shards.check import ShardError
 from clsp.shards.files import sweep_temporaries, temporary_name, write_atomic
 from clsp.shards.images import encode_image
+from clsp.shards.manifest import save_manifest
 from clsp.shards.preview import preview_png
 from clsp.shards.reader import ShardSet
 from clsp.shards.record import Record, members
 from clsp.shards.store import index_folder, open_set
 from clsp.shards.writer import write_shard
+
+from .faults import FaultServer
 
 
 def clsp_shards(*arguments: object):
@@ -82,8 +89,44 @@ def test_a_set_that_is_not_whole_is_refused(make_set, tmp_path: Path, damage, me
         open_set(shards.folder).keys  # noqa: B018
 
 
+def test_info_and_verify_take_an_address(
+    make_set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shards = make_set(tmp_path / "set", sizes=(4, 3))
+    prepare_to_share(shards, "Digits", license="mit", source_license="cc0-1.0")
+    with FaultServer(shards.folder) as server:
+        text = clsp_shards("info", server.address).output
+        assert set(server.requests) == {"manifest.json", "SHA256SUMS", "README.md"}
+        for part in (shards.id, "mit; of the source: cc0-1.0", f"{server.address}/preview.png"):
+            assert part in text
+        result = clsp_shards("verify", "--deep", server.address)
+        assert f"{server.address}: 7 records in 2 shards are whole" in result.output
+    (shards.folder / "README.md").unlink()
+    path = shards.folder / "data" / "train-00001.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cold"))
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.001)
+    with FaultServer(shards.folder) as server:
+        assert "unknown; of the source: unknown" in clsp_shards("info", server.address).output
+        result = clsp_shards("verify", server.address)
+        assert (result.exit_code, "train-00001.tar: the bytes that" in result.output) == (1, True)
+
+
+def test_what_a_stranger_wrote_cannot_paint_the_screen(make_set, tmp_path: Path) -> None:
+    shards = make_set(tmp_path / "set", sizes=(4,))
+    save_manifest(shards.folder, replace(shards.manifest, classes=("cat\x1b[2J", "dög\n")))
+    os.mkfifo(shards.folder / "README.md")  # nor make it wait for ever
+    text = clsp_shards("info", shards.folder).output
+    assert "cat\\x1b[2J, dög\\n" in text
+    assert "\x1b" not in text
+
+
 @pytest.mark.parametrize("address", ["nowhere", "s3://bucket/set", "https://host/set"])
-def test_an_address_that_cannot_be_opened_is_refused(address: str) -> None:
+def test_an_address_that_cannot_be_opened_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.001)
     result = clsp_shards("info", address)
     assert result.exit_code == 1
     assert address.partition("//")[0] in result.output
