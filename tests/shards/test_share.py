@@ -417,5 +417,5 @@ def test_an_encrypted_address_is_not_left_for_one_that_is_not(monkeypatch) -> No
         return response
 
     monkeypatch.setattr(requests, "get", get)
-    with pytest.raises(ShardError, match="http://elsewhere/set/x, which is not encrypted"):
+    with pytest.raises(ShardError, match="http://elsewhere/set/x, unencrypted"):
         open_source("https://host/set").open("manifest.json")
