@@ -108,7 +108,7 @@ def input_speed(shards: ShardSet, cache: Path, config: TrainConfig) -> dict[str,
     )
     reference = forever(lambda: iter(loader))
     batches = TupleBatches(shards, config.batch, 0, positives=1, pixels=pixels)
-    ours = iter(load_tuples(batches, 0, 10**9))
+    ours = load_tuples(batches, 0, 10**9)
     seconds = alternate(
         {
             "reference": lambda: next(reference),
@@ -153,7 +153,7 @@ def step_speed(shards: ShardSet, cache: Path, config: TrainConfig) -> dict[str, 
     """Return seconds of a step with plain and fast settings and constant input; and the MFU."""
     size = shards.manifest.image_size
     batches = TupleBatches(shards, config.batch, 0, positives=1, pixels=decoded_set(shards, cache))
-    stream = iter(load_tuples(batches, 0, 10**9, pin_memory=DEVICE.type == "cuda"))
+    stream = load_tuples(batches, 0, 10**9, pin_memory=DEVICE.type == "cuda")
     constant = make_views(batches[0], config, DEVICE)
     plain, fast = (Step(config, size, fast=fast) for fast in (False, True))
     seconds = alternate(

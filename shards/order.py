@@ -8,6 +8,7 @@ draws do not depend on what else is in its batch.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,31 +62,63 @@ def shard_order(seed: int, epoch: int, shards: int) -> I64:
     return _permutation(shards, _salt(seed, epoch, "shards"))
 
 
-def epoch_order(seed: int, epoch: int, shard_sizes: Sequence[int], block: int = 1 << 18) -> I64:
-    """Return the order of an epoch: a permutation of 0..N-1, (N,) int64.
+class EpochOrder:
+    """The order of an epoch, a permutation of 0..N-1; a slice of it is (n,) int64.
 
     Whole shards are permuted and grouped into blocks of at least `block` samples, and samples
     shuffled inside each block. So a set of up to `block` samples is shuffled as a whole, and a
     larger one can be streamed shard by shard. Blocks of epoch 0 grow from one shard, each as large
     as all before it, so that the first batch of a set read from afar waits for one shard only.
+    Only the block that was asked for last is in memory.
     """
-    sizes = np.asarray(shard_sizes, np.int64)
-    starts = np.cumsum(sizes) - sizes
-    order: list[I64] = []
-    pending: list[I64] = []
-    count = done = 0
-    shards = shard_order(seed, epoch, len(sizes))
-    for position, shard in enumerate(shards):
-        pending.append(np.arange(starts[shard], starts[shard] + sizes[shard]))
-        count += int(sizes[shard])
-        if count >= (block if epoch else min(block, done)) or position == len(shards) - 1:
-            samples = np.concatenate(pending)
+
+    def __init__(
+        self, seed: int, epoch: int, shard_sizes: Sequence[int], block: int = 1 << 18
+    ) -> None:
+        self.salt = _salt(seed, epoch, "samples")
+        self.sizes = np.asarray(shard_sizes, np.int64)
+        self.shards = shard_order(seed, epoch, len(self.sizes))
+        self.ends: list[int] = []  # of the blocks: places in `shards` and in the order
+        self.stops: list[int] = []
+        count = done = 0
+        for position, size in enumerate(self.sizes[self.shards].tolist(), start=1):
+            count += size
+            last = position == len(self.shards)
+            if count >= (block if epoch else min(block, done)) or last:
+                done, count = done + count, 0
+                self.ends.append(position)
+                self.stops.append(done)
+        self._kept = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self.stops[-1]
+
+    def __getitem__(self, part: slice) -> I64:
+        start, stop, _ = part.indices(len(self))
+        found = [np.empty(0, np.int64)]
+        while start < stop:
+            number = bisect_right(self.stops, start)
+            first = self.stops[number - 1] if number else 0
+            found.append(self._block(number)[start - first : stop - first])
+            start = self.stops[number]
+        return np.concatenate(found)
+
+    def _block(self, number: int) -> I64:
+        if self._kept[0] != number:
+            shards = self.shards[self.ends[number - 1] if number else 0 : self.ends[number]]
+            starts = np.cumsum(self.sizes) - self.sizes
+            samples = np.concatenate(
+                [np.arange(starts[shard], starts[shard] + self.sizes[shard]) for shard in shards]
+            )
             # Hashing the sample's own number: the shuffle does not depend on the block's number.
-            hashes = mix64(samples.astype(np.uint64) ^ _salt(seed, epoch, "samples"))
-            order.append(samples[np.argsort(hashes, kind="stable")])
-            done += count
-            pending, count = [], 0
-    return np.concatenate(order)
+            hashes = mix64(samples.astype(np.uint64) ^ self.salt)
+            self._kept = number, samples[np.argsort(hashes, kind="stable")]
+        return self._kept[1]
+
+
+def epoch_order(seed: int, epoch: int, shard_sizes: Sequence[int], block: int = 1 << 18) -> I64:
+    """Return the whole order of an epoch, (N,) int64; see `EpochOrder`."""
+    return EpochOrder(seed, epoch, shard_sizes, block)[:]
 
 
 def check_batch(samples: int, batch: int, world: int) -> None:
@@ -103,7 +136,7 @@ def steps_per_epoch(samples: int, batch: int) -> int:
     return samples // batch
 
 
-def batch_indices(order: I64, step: int, batch: int, rank: int, world: int) -> I64:
+def batch_indices(order: I64 | EpochOrder, step: int, batch: int, rank: int, world: int) -> I64:
     """Return rank `rank`'s slice of global batch `step`, (batch / world,) int64."""
     share = batch // world
     start = step * batch + rank * share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from ..shards.files import temporary_name
 from ..shards.order import (
     I64,
     U64,
+    EpochOrder,
     batch_indices,
-    epoch_order,
     hash_key,
     shard_order,
     steps_per_epoch,
@@ -100,7 +101,7 @@ class TupleBatches(Dataset[Tuples]):
         epoch, position = divmod(step - self.first_step, self.per_epoch)
         epoch += self.first_epoch
         if epoch != self._epoch:
-            self._order = epoch_order(self.seed, epoch, self.shards.shard_sizes)
+            self._order = EpochOrder(self.seed, epoch, self.shards.shard_sizes)
             self._epoch = epoch
             shards = shard_order(self.seed, epoch, len(self.shards.shard_sizes))
             self.shards.prefetch(shards.tolist())
@@ -138,21 +139,38 @@ class TupleBatches(Dataset[Tuples]):
         return label
 
 
+class _Outcomes(Dataset[Tuples | Exception]):
+    """A data set's items, or the errors in their place: torch puts a trace into the message."""
+
+    def __init__(self, batches: TupleBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Tuples | Exception:
+        try:
+            return self.batches[step]
+        except (ShardError, OSError) as error:
+            return error
+
+
 def load_tuples(
     batches: TupleBatches, start: int, stop: int, *, workers: int = 0, pin_memory: bool = False
-) -> DataLoader[Tuples]:
-    """Return a loader of global batches start..stop, this rank's slices of them.
+) -> Iterator[Tuples]:
+    """Yield global batches start..stop, this rank's slices of them, read by so many processes.
 
-    It must not be handed to `accelerator.prepare`, which would split it a second time.
+    Raises what a batch raised, whichever process read it.
     """
-    return DataLoader(
-        batches,
+    loader = DataLoader(
+        _Outcomes(batches),
         batch_size=None,
         sampler=range(start, stop),
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
     )
+    for item in loader:
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
 def _as_it_is(item: Any) -> Any:

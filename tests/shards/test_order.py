@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from clsp.shards.order import (
+    EpochOrder,
     batch_indices,
     check_batch,
     epoch_order,
@@ -157,3 +158,17 @@ def test_a_batch_that_does_not_fit_is_refused(arguments: tuple[int, ...], messag
     with pytest.raises(ValueError, match=message):
         check_batch(*arguments)
     check_batch(10, 10, 2)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_slice_is_the_whole_orders_whichever_was_asked_for_before(epoch: int) -> None:
+    """Among blocks of several shards, and a batch that lies in two or three of them."""
+    order, whole = (
+        EpochOrder(0, epoch, [7, 3, 9] * 20, 30),
+        epoch_order(0, epoch, [7, 3, 9] * 20, 30),
+    )
+    assert len(order) == len(whole) == 380
+    assert len(order.stops) > 8
+    for start in (*range(0, 380, 11), 5, 370, 0):
+        for length in (1, 11, 70):
+            assert np.array_equal(order[start : start + length], whole[start : start + length])
