@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -139,24 +141,30 @@ def restore_state(
 def resume_run(
     folder: Path,
     config: TrainConfig,
-    set_id: str,
+    sources: Mapping[str, str],
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> int:
     """Put the newest checkpoint's state back; return the steps done, 0 where there is none.
 
-    Raises CheckpointError for a checkpoint of another config or of another set.
+    sources: what the run reads, by name, each by its sha256; the checkpoint's JSON has them too.
+    Raises CheckpointError for a checkpoint of another config or of other sources, and when ranks
+    differ in what they find.
     """
     with accelerator.main_process_first():
         found = load_checkpoint(folder)
+    _check_agreement(folder, {"checkpoint": "none" if found is None else found[1]["sha256"]})
+    _check_agreement(folder, sources)
     if found is None:
         return 0
     tensors, about = found
-    if about["set"] != set_id:
-        raise CheckpointError(
-            f"{folder} is of a run on set {about['set'][:12]}, this set is {set_id[:12]}"
-        )
+    for name, source in sources.items():
+        # An earlier version did not record all of them.
+        if (before := about.get(name, source)) != source:
+            raise CheckpointError(
+                f"{folder} is of a run on {name} {before[:12]}, this {name} is {source[:12]}"
+            )
     for name, value in asdict(config).items():
         before = about["config"].get(name)
         now = list(value) if isinstance(value, tuple) else value
@@ -170,6 +178,18 @@ def resume_run(
         accelerator.scaler.load_state_dict(about["scaler"])
     step: int = about["step"]
     return step
+
+
+def _check_agreement(folder: Path, own: Mapping[str, str]) -> None:
+    """Raise on every rank when ranks do not read the same: folders of a machine's own."""
+    found: list[Mapping[str, str]] = gather_object([own])
+    for rank, other in enumerate(found):
+        for name, value in found[0].items():
+            if other[name] != value:
+                raise CheckpointError(
+                    f"{folder}: rank 0 reads {name} {value[:12]}, rank {rank} {other[name][:12]}; "
+                    "all machines have to see the same set and the same --out"
+                )
 
 
 def scaler_state(accelerator: Accelerator) -> dict[str, Any] | None:

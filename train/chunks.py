@@ -56,6 +56,17 @@ class ChunkedForward:
                 )
 
 
+def in_chunks(
+    embed: Callable[[Sequence[Tensor]], list[Tensor]], views: Sequence[Tensor], size: int
+) -> list[Tensor]:
+    """Return what `embed` gives for all views, (b, D) each, called for `size` images at a time.
+
+    For a second encoder, which takes no gradient.
+    """
+    parts = [embed(chunk) for chunk in zip(*(view.split(size) for view in views), strict=True)]
+    return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+
 def _cuda_states() -> list[Tensor]:
     return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 

@@ -1,4 +1,4 @@
-"""A loss that is not finite ends a run before it reaches a checkpoint."""
+"""A loss or a weight that is not finite ends a run before it reaches a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ from torch import Tensor
 
 
 class NotFiniteError(ValueError):
-    """A term of the loss is NaN or infinite; the message says at which step, and which."""
+    """The loss or the state is NaN or infinite; the message says at which step, and what."""
+
+
+def check_state(checkpoints: Path, step: int, state: dict[str, Tensor]) -> None:
+    """Raise NotFiniteError for a weight, a moment or a statistic that is NaN or infinite.
+
+    A step may make one of a loss that was finite; the checkpoint would be good for nothing.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise NotFiniteError(
+                f"step {step}: {name} is not finite after it, though the loss was. "
+                + _advice(checkpoints)
+            )
+
+
+def _advice(checkpoints: Path) -> str:
+    kept = sorted(path.name for path in checkpoints.glob("step-*"))
+    return (
+        f"The last checkpoint is {kept[-1] if kept else 'the start'}; "
+        "try a smaller --lr, a larger --temperature, or --precision bf16 for fp16"
+    )
 
 
 class FiniteCheck:
@@ -40,9 +61,6 @@ class FiniteCheck:
                 text = ", ".join(
                     f"{name} {float(v):.4g}" for name, v in zip(terms, row, strict=True)
                 )
-                kept = sorted(path.name for path in self.checkpoints.glob("step-*"))
                 raise NotFiniteError(
-                    f"step {step}: the loss is not finite: {text}. "
-                    f"The last checkpoint is {kept[-1] if kept else 'the start'}; "
-                    "try a smaller --lr, a larger --temperature, or --precision bf16 for fp16"
+                    f"step {step}: the loss is not finite: {text}. {_advice(self.checkpoints)}"
                 )

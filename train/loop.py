@@ -7,19 +7,21 @@ does not depend on when the run was last started.
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from ..shards.cache import DEFAULT_LIMIT
 from ..shards.order import hash_key
 from .checkpoint import collect_state, resume_run, save_checkpoint, scaler_state
-from .chunks import ChunkedForward
+from .chunks import ChunkedForward, in_chunks
 from .config import TrainConfig, learning_rate, positive_weight
 from .encoder import ProjectedEncoder, export_encoder
-from .finite import FiniteCheck
+from .finite import FiniteCheck, check_state
 from .gather import gather
 from .log import TrainingLog
 from .objectives import Beside, loss_terms, make_objective, unit
@@ -31,6 +33,8 @@ from .views import make_views
 from .watch import watch_ranks
 
 DEFAULTS = RunOptions()
+# One rank decodes a set while the others wait; who is dead `watch` finds out, and not this.
+_PATIENCE = timedelta(hours=6)
 
 
 def train(
@@ -50,7 +54,10 @@ def train(
     Raises ValueError (a set, batch or folder that does not fit, a loss that is not finite) and
     OSError (disk full). Of several ranks, every one raises or exits when one does.
     """
+    if options.precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("precision fp16 needs a GPU; bf16 works on a CPU too")
     accelerator = Accelerator(
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         mixed_precision=None if options.precision == "launch" else options.precision,
         project_dir=out,
     )
@@ -81,13 +88,14 @@ def _train(
     encoder.to(memory_format=layout)
     optimizer = build_optimizer(config, nn.ModuleList(modules.values()))
     checkpoints = out / "checkpoints"
-    start = resume_run(checkpoints, config, stream.set_id, modules, optimizer, accelerator)
+    start = resume_run(checkpoints, config, stream.sources, modules, optimizer, accelerator)
     if options.compile:
         encoder.backbone.compile()  # in place: its parameters keep their names
     model, prepared = accelerator.prepare(encoder, optimizer)
     chance = objective.chance(config.batch)
     log = TrainingLog(accelerator, config, options, out, start=start, stream=stream, chance=chance)
     check = FiniteCheck(checkpoints, at_once=device.type == "cpu")
+    size = config.chunk or config.batch
     for item in stream.batches(start):
         step, epoch, done = item.step, item.epoch, item.step + 1
         ends = item.ends_epoch and int(epoch) + 1 == config.epochs
@@ -96,8 +104,8 @@ def _train(
             group["lr"] = learning_rate(config, epoch)
         views = [view.contiguous(memory_format=layout) for view in make_views(item, config, device)]
         with accelerator.autocast():
-            targets = [gather(target) for target in objective.targets(views[:2])]
-        chunks = ChunkedForward(model, views, config.chunk) if config.chunk else None
+            targets = [gather(target) for target in in_chunks(objective.targets, views[:2], size)]
+        chunks = ChunkedForward(model, views, size) if config.chunk else None
         z = [gather(part) for part in (chunks.embed() if chunks else model(views))]  # (batch, dim)
         labels = None if item.labels is None else gather(item.labels.to(device))
         beside = Beside(targets, labels=labels)
@@ -121,13 +129,12 @@ def _train(
         log.step(done, epoch, unit(z[0]), terms)
         if probe and item.ends_epoch and int(epoch + 1) % options.knn_every == 0:
             log.knn(done, int(epoch) + 1, probe.accuracy(encoder.backbone, device))
-        if main and saves:
-            about = {
-                "config": asdict(config),
-                "set": stream.set_id,
-                "scaler": scaler_state(accelerator),
-            }
-            save_checkpoint(checkpoints, done, collect_state(modules, optimizer), about)
+        if saves:
+            state = collect_state(modules, optimizer)
+            check_state(checkpoints, done, state)
+            about = {"config": asdict(config), "scaler": scaler_state(accelerator)}
+            if main:
+                save_checkpoint(checkpoints, done, state, {**about, **stream.sources})
     if main:
         export_encoder(
             out / "encoder", encoder.backbone, config, stream.image_size, encoder.projector

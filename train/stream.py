@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from .tuples import TupleBatches, Tuples, decoded_set, load_tuples
 class Stream:
     """This rank's part of every batch of a run.
 
-    set_id: what the set is, the plan's id while it grows; image_size: pixels a side; per_epoch,
+    sources: what it reads, by name, each by its sha256: the set (the plan while it grows), and the
+    positives' hardness where that chooses; image_size: pixels a side; per_epoch,
     total: steps of an epoch and of the run, for a set that grows as if it were whole already.
     """
 
@@ -43,17 +45,18 @@ class Stream:
             if config.hardness != "0:1" or config.hardness_curriculum:
                 raise ValueError("hardness is known of a finished set only; leave out --follow")
             self.followed = FollowedSet(Path(address), out / "epochs.jsonl", accelerator)
-            samples, self.set_id = self.followed.samples, self.followed.id
+            samples, self.sources = self.followed.samples, {"set": self.followed.id}
             self.image_size, self.pixels = self.followed.image_size, None
         else:
             self.shards = open_set(address, cache=cache, cache_limit=cache_limit)
-            samples, self.set_id = len(self.shards), self.shards.id
+            samples, self.sources = len(self.shards), {"set": self.shards.id}
             self.image_size = self.shards.manifest.image_size
         check_batch(samples, config.batch, accelerator.num_processes)
         if not options.follow:
             with accelerator.local_main_process_first():
                 self.pixels = decoded_set(self.shards, cache)
-            self.hardness = _hardness_range(config, self.shards)
+            if parse_range(config.hardness) != (0, 1) or config.hardness_curriculum:
+                self.hardness = self._hardness()
         self.per_epoch = steps_per_epoch(samples, config.batch)
         self.total = config.epochs * self.per_epoch
 
@@ -95,15 +98,15 @@ class Stream:
             first_epoch=first_epoch,
         )
 
+    def _hardness(self) -> HardnessRange:
+        values, _ = load_hardness(self.shards)
+        # Measured again, it would be another run.
+        self.sources["hardness"] = hashlib.sha256(values.tobytes()).hexdigest()
+        return HardnessRange(
+            values, *parse_range(self.config.hardness), self.config.hardness_curriculum
+        )
+
     def _workers(self) -> int:
         if self.options.workers >= 0:
             return self.options.workers
         return 0 if self.pixels is not None else min(8, len(os.sched_getaffinity(0)))
-
-
-def _hardness_range(config: TrainConfig, shards: ShardSet) -> HardnessRange | None:
-    low, high = parse_range(config.hardness)
-    if (low, high) == (0, 1) and not config.hardness_curriculum:
-        return None
-    values, _ = load_hardness(shards)
-    return HardnessRange(values, low, high, config.hardness_curriculum)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from clsp.train import checkpoint
-from clsp.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from clsp.train.checkpoint import CheckpointError, load_checkpoint, resume_run, save_checkpoint
+from clsp.train.config import TrainConfig
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
 
@@ -72,3 +75,17 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
     (leftover / "state.safetensors").write_bytes(b"half")
     assert load_checkpoint(tmp_path)[1]["step"] == 5
     assert names(tmp_path) == ["step-0000005"]
+
+
+def test_ranks_that_find_different_checkpoints_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two machines do whose --out is a folder of their own: one would begin anew."""
+    save_checkpoint(tmp_path, 5, TENSORS, {"set": "x", "config": asdict(TrainConfig())})
+
+    def gather(own: list[dict[str, str]]) -> list[dict[str, str]]:
+        return [*own, dict.fromkeys(own[0], "none")]
+
+    monkeypatch.setattr(checkpoint, "gather_object", gather)
+    with pytest.raises(CheckpointError, match=r"rank 0 reads checkpoint \w{12}, rank 1 none; all"):
+        resume_run(tmp_path, TrainConfig(), {"set": "x"}, {}, None, Accelerator())

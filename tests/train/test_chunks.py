@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from torch import nn
 from clsp.shards.reader import ShardSet
 from clsp.train import encoder
 from clsp.train.checkpoint import load_checkpoint
-from clsp.train.chunks import ChunkedForward
+from clsp.train.chunks import ChunkedForward, in_chunks
 from clsp.train.config import TrainConfig, learning_rate
 from clsp.train.encoder import ProjectedEncoder
 from clsp.train.loop import train
+from clsp.train.objectives import Beside, loss_terms, make_objective
 from clsp.train.objectives.objective import unit
 from clsp.train.objectives.positive import positive_term
 from clsp.train.objectives.simclr import nt_xent
@@ -44,7 +46,8 @@ def loss(z: list[torch.Tensor]) -> torch.Tensor:
 
 
 def gradients(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat([torch.zeros(1), *found])
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 12, 100])
@@ -63,6 +66,35 @@ def test_gradients_are_those_of_one_pass(size: int) -> None:
     chunks.backward()
     assert (gradients(model) - expected).abs().max() < 1e-5
     assert expected.abs().max() > 1e-2
+
+
+METHODS = typing.get_args(typing.get_type_hints(TrainConfig)["method"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_of_every_method_are_those_of_one_pass(method: str, plain: TrainConfig) -> None:
+    """The encoder's, and those of predictors and prototypes, which see the whole batch."""
+    config = replace(plain, method=method, queue=12, batch=12, prototypes=10)
+    torch.manual_seed(0)
+    model = ProjectedEncoder(config, image_size=8)
+    objective = make_objective(config, model)
+    views = [torch.randn(12, 3, 8, 8) for _ in range(3)]
+    found = []
+    for chunk in (12, 5):
+        model.zero_grad()
+        objective.zero_grad()
+        targets = in_chunks(objective.targets, views[:2], chunk)
+        chunks = ChunkedForward(model, views, chunk)
+        z = chunks.embed() if chunk < 12 else model(views)
+        torch.manual_seed(1)
+        beside = Beside(targets, labels=torch.arange(12) % 4)
+        sum(loss_terms(objective, z[:2], z[2:], "term", beside).values()).backward()
+        if chunk < 12:
+            chunks.backward()
+        found.append([gradients(model), gradients(objective)])
+    for whole, chunked in zip(*found, strict=True):
+        assert (chunked - whole).abs().max() < 1e-5 * max(1, float(whole.abs().max()))
+    assert found[0][0].abs().max() > 1e-3
 
 
 def test_the_second_pass_drops_what_the_first_one_dropped() -> None:

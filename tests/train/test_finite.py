@@ -45,7 +45,25 @@ def test_a_run_keeps_the_checkpoint_from_before(digit_set: ShardSet, tmp_path: P
         lr_warmup=3,
         save_every=1,
     )
-    with pytest.raises(NotFiniteError, match=r"contrastive nan.*checkpoint is step-00000\d\d"):
+    with pytest.raises(NotFiniteError, match=r"not finite.*checkpoint is step-00000\d\d"):
         train(config, digit_set.folder, tmp_path, cache=tmp_path)
     kept, _ = load_checkpoint(tmp_path / "checkpoints")
     assert len(kept) > 10
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_a_step_that_breaks_a_weight_reaches_no_checkpoint(
+    digit_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss was finite, and so the next step's would be the first to show it."""
+    step = torch.optim.SGD.step
+
+    def broken(self: torch.optim.SGD, *arguments: object) -> None:
+        step(self, *arguments)
+        self.param_groups[0]["params"][3].data[0] = math.inf
+
+    monkeypatch.setattr(torch.optim.SGD, "step", broken)
+    config = TrainConfig(arch="resnet-tiny", hidden=16, dim=8, batch=8, epochs=1, save_every=1)
+    with pytest.raises(NotFiniteError, match=r"step 1: encoder\.\S+ is not finite .*is the start"):
+        train(config, digit_set.folder, tmp_path, cache=tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoints") is None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from clsp.shards.reader import ShardSet
 from clsp.train import load_encoder
@@ -51,6 +52,37 @@ def test_precision_and_layout_change_the_last_digits_only(
     assert (plain - half).norm() < 0.05 * plain.norm()
     images = torch.randn(2, 3, 8, 8)
     assert load_encoder(tmp_path / "bf16/encoder")(images).dtype == torch.float32
+
+
+def test_fp16_on_a_cpu_is_refused(digit_set: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fp16 needs a GPU; bf16 works on a CPU"):
+        train(
+            TINY, digit_set.folder, tmp_path, cache=tmp_path, options=RunOptions(precision="fp16")
+        )
+
+
+def test_a_compiled_run_is_the_plain_one_with_the_same_names(
+    digit_set: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a backend that runs the captured graph as it is: making code of it takes a minute."""
+    own, seen = nn.Module.compile, []
+
+    def compile(self: nn.Module) -> None:
+        seen.append(self)
+        own(self, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile)
+    states = []
+    for chosen in (False, True):
+        out = tmp_path / str(chosen)
+        options = RunOptions(compile=chosen)
+        train(TINY, digit_set.folder, out, cache=tmp_path, options=options)
+        states.append(load_checkpoint(out / "checkpoints")[0])
+    assert len(seen) == 1
+    assert seen[0]._compiled_call_impl is not None
+    assert states[0].keys() == states[1].keys()
+    for name in states[0]:
+        torch.testing.assert_close(states[1][name], states[0][name], atol=1e-5, rtol=1e-4)
 
 
 def test_no_tracker_leaves_no_folder(digit_set: ShardSet, tmp_path: Path) -> None:

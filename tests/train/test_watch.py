@@ -6,6 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
+
 from clsp.shards.reader import ShardSet
 
 # Streamed from the shards, so that one rank alone meets the damage; one of its steps can be fatal.
@@ -27,32 +29,50 @@ main()
 """
 
 
-def run(launch, world: int, tmp_path: Path, folder: Path, fatal: str) -> tuple[str, float]:
+def run(
+    launch, world: int, tmp_path: Path, folder: Path, fatal: str, workers: int = 0
+) -> tuple[str, float]:
     script = tmp_path / "rank.py"
     script.write_text(_RANK)
     places = [f"--set={folder}", f"--out={tmp_path / 'out'}", f"--cache={tmp_path}"]
     settings = ["--arch=resnet-tiny", "--batch=12", "--epochs=3", "--positive=synthetic"]
     began = time.monotonic()
     result = launch(
-        world, str(script), fatal, *places, *settings, "--workers=0", "--log-every=1", check=False
+        world,
+        str(script),
+        fatal,
+        *places,
+        *settings,
+        f"--workers={workers}",
+        "--log-every=1",
+        check=False,
     )
     assert result.returncode != 0
     return result.stderr, time.monotonic() - began
 
 
-def test_damage_that_one_rank_meets_is_every_ranks_error(
-    digit_set: ShardSet, tmp_path: Path, launch
+@pytest.mark.parametrize("harm", ["damaged", "missing"])
+def test_harm_to_a_shard_is_the_same_error_on_all_ranks(
+    digit_set: ShardSet, tmp_path: Path, launch, harm: str
 ) -> None:
+    """Damage is met by a loader's process of one rank; what is missing, by both as they begin."""
     shutil.copytree(digit_set.folder, tmp_path / "set")
     path = tmp_path / "set" / "data" / "train-00001.tar"
     data = bytearray(path.read_bytes())
     data[600] ^= 1  # inside the first image
     path.write_bytes(data)
-    output, seconds = run(launch, 2, tmp_path, tmp_path / "set", fatal="none")
+    if harm == "missing":
+        path.unlink()
+    output, seconds = run(launch, 2, tmp_path, tmp_path / "set", fatal="none", workers=1)
     told = [line for line in output.splitlines() if line.startswith("Error: ")]
     assert len(told) == 2
     assert told[0] == told[1]
-    assert "train-00001.tar, record digit-0007: anchor has sha256" in told[0]
+    words = {
+        "damaged": "train-00001.tar, record digit-0007: anchor has sha256",
+        "missing": "train-00001.tar is missing; the manifest names it",
+    }
+    assert words[harm] in told[0]
+    assert "DataLoader worker" not in output
     assert seconds < 60
 
 
