@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from .output import Output
 
 BEAT = 30.0  # seconds between two signs of life of a busy worker
-_ALIVE = 4 * BEAT  # without one for so long, it counts as dead
+ALIVE = 4 * BEAT  # without one for so long, it counts as dead
 
 
 class JobError(RuntimeError):
@@ -69,7 +69,15 @@ def busy(output: Output, now: float | None = None) -> set[int]:
     """
     now = time.time() if now is None else now
     marks = output.entries("running").items()
-    return {shard_number(name) for name, entry in marks if now - entry.modified < _ALIVE}
+    return {shard_number(name) for name, entry in marks if now - entry.modified < ALIVE}
+
+
+def at_work(output: Output) -> dict[int, bytes]:
+    """Return the shards that are `busy`, and of each the mark that says which process is at it."""
+    alive, marks = busy(output), output.read_all("running")
+    return {
+        number: mark for name, mark in marks.items() if (number := shard_number(name)) in alive
+    }
 
 
 def shard_number(name: str) -> int:

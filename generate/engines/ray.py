@@ -6,18 +6,23 @@ output is never the same twice.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..job import Job, Worker
-from ..marks import BEAT, JobError, busy
+from ..marks import ALIVE, JobError, at_work, quarantine
 
-_POLL = 5.0  # seconds
+_POLL = 5.0  # seconds without a result, after which the workers' marks are looked at
+# So many processes may die at one shard before it is left out. More than on one machine: nodes that
+# are taken away count too.
+_MOST_DEATHS = 20
+_PATIENCE = 1800.0  # seconds without a sign of life of any actor, after which the run ends
 
 
 def run_ray(
@@ -32,7 +37,9 @@ def run_ray(
 
     address: of a running cluster; None starts Ray on this machine and ends it afterwards.
     `progress` is called with the number of anchors when a shard is done. A shard that fails three
-    times is left out. Raises ValueError without Ray, JobError when an actor cannot work at all.
+    times, or takes its process down twenty times, is left out.
+    Raises ValueError without Ray, JobError when an actor cannot work at all, or none has shown a
+    sign of life for half an hour.
     """
     try:
         import ray
@@ -55,11 +62,14 @@ def run_ray(
         remote: Any = ray.remote(
             max_restarts=-1, max_task_retries=-1, num_cpus=1, num_gpus=1 if gpus else 0
         )(_Actor)
-        actors = [
-            remote.remote(job, "cuda:0" if gpus else "cpu") for _ in range(min(count, len(shards)))
-        ]
+        actors: list[Any] = []
+
+        def hire() -> Any:
+            actors.append(remote.remote(job, "cuda:0" if gpus else "cpu"))
+            return actors[-1]
+
         try:
-            _spread(ray, job, actors, shards, progress)
+            _spread(ray, job, hire, min(count, len(shards)), shards, progress)
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -71,29 +81,65 @@ def run_ray(
 
 
 def _spread(
-    ray: Any, job: Job, actors: list[Any], shards: list[int], progress: Callable[[int], None]
+    ray: Any,
+    job: Job,
+    hire: Callable[[], Any],
+    count: int,
+    shards: list[int],
+    progress: Callable[[int], None],
 ) -> None:
-    todo, left, idle = deque(shards), set(shards), list(actors)
+    todo, idle = deque(shards), [hire() for _ in range(count)]
     given: dict[Any, tuple[Any, int]] = {}  # the result to come -> who makes it, and which
-    since: dict[int, float] = {}  # shard -> when it was last given to an actor
+    left = dict.fromkeys(shards, math.inf)  # shard that is not done -> when it was last given
+    seen: dict[int, set[bytes]] = defaultdict(set)  # shard -> the processes that were at it
+    heard = time.monotonic()
     while left:
         while todo and idle:
-            actor, shard = idle.pop(), todo.popleft()
-            given[actor.make.remote(shard)] = (actor, shard)
-            since[shard] = time.monotonic()
+            shard = todo.popleft()
+            if shard in left:
+                actor = idle.pop()
+                given[actor.make.remote(shard)] = (actor, shard)
+                left[shard] = time.monotonic()
         ready, _ = ray.wait(list(given), timeout=_POLL)
+        now = time.monotonic()
         for result in ready:
             actor, shard = given.pop(result)
-            ray.get(result)
+            try:
+                ray.get(result)
+            except ray.exceptions.ActorDiedError as error:
+                if error.actor_init_failed:
+                    raise  # Another one would say the same.
+                # Killed for good, as by an operator.
+                idle.append(hire())
+                todo.append(shard)
+                continue
             idle.append(actor)
-            if shard in left:
-                left.remove(shard)
+            heard = now
+            if left.pop(shard, None) is not None:
                 progress(len(job.plan.anchors(shard)))
-        if idle and left and not todo:
+        if ready:
+            continue
+        alive = at_work(job.output)
+        for shard, process in alive.items():
+            seen[shard].add(process)
+        if alive:
+            heard = now
+        elif now - heard > _PATIENCE:
+            raise JobError(
+                f"no Ray actor has shown a sign of life for {_PATIENCE / 60:.0f} minutes; has the "
+                "cluster room for one (`ray status`), or do its workers die while they start?"
+            )
+        for result, (actor, shard) in list(given.items()):
+            if len(seen[shard]) > _MOST_DEATHS:
+                if left.pop(shard, None) is not None:
+                    why = "is memory short, or its GPU broken?"
+                    quarantine(job.output, shard, f"its process died {_MOST_DEATHS} times; {why}")
+                del given[result]
+                ray.kill(actor)
+                idle.append(hire())
+        if idle and not todo:
             # An actor whose node is gone, and that no other node has room for, keeps its shard.
-            alive = busy(job.output)
-            stale = time.monotonic() - 4 * BEAT
-            todo.extend(s for s in sorted(left - alive) if since[s] < stale)
+            todo.extend(s for s, when in left.items() if s not in alive and now - when > ALIVE)
 
 
 class _Actor:
