@@ -1,15 +1,16 @@
 """Kill whatever makes a set, hundreds of times, and compare every byte with a calm run's.
 
-    python -m benchmarks.chaos --kills 500
+    python -m benchmarks.chaos --kills 500 --engine ray
 
-Kills are SIGKILL, at random moments: of workers and of whole jobs (local, ray), and of ranks
-(accelerate), which are forked here with the variables that the launcher sets, and rerun with
-another world size each time.
+Kills are SIGKILL, at random moments: of workers (starting ones too) and, every twentieth, of the
+whole job (local, ray); and of ranks (accelerate), which are forked here with the variables that
+the launcher sets, and rerun with another world size each time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -19,32 +20,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, report
+from benchmarks.common import RESULTS, report, tiny_unet
 
-ANCHORS, SHARD = 60, 5
+ANCHORS, SHARD = 120, 5
 FLAGS = ["--positives=2", "--steps=3", "--batch=4", f"--shard-size={SHARD}", "--device=cpu"]
-ENGINES = ("local", "accelerate", "ray")
+# Seconds between two kills at most. A new actor of Ray takes seconds to import torch.
+PAUSES = {"local": 0.2, "accelerate": 0.2, "ray": 1.0}
+WRONG = ("files_that_differ", "records_lost", "records_twice", "temporaries_left", "workers_left")
 
 
 def make_inputs(folder: Path) -> list[str]:
     """Write a tiny diffusion model and digits as PNG files; return the arguments that name them."""
     import torch
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    from diffusers import DDPMPipeline, DDPMScheduler
 
     from clsp.shards.images import open_images
 
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        add_attention=False,
-    )
-    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(folder / "model")
+    DDPMPipeline(unet=tiny_unet(), scheduler=DDPMScheduler()).save_pretrained(folder / "model")
     digits = open_images("digits")
     (folder / "images").mkdir()
     for index in range(ANCHORS):
@@ -95,13 +88,25 @@ def _title(pid: int) -> str:
 
 
 def workers_of(engine: str, driver: int) -> list[int]:
-    """Return the processes that make shards for `driver`."""
+    """Return the processes that make shards for `driver`, or will when they have started."""
     below = descendants(driver)
     if engine == "ray":
-        return [pid for pid in below if _title(pid).startswith("ray::_Actor")]
+        return [pid for pid in below if _title(pid).startswith(("ray::_Actor", "ray::IDLE"))]
     servers = [pid for pid in below if "forkserver" in _title(pid)]
     # The fork server's forks keep its title; they are the ones it is the parent of.
     return [pid for server in servers for pid in descendants(server)]
+
+
+def victims_of(engine: str, alive: list[int], done: int) -> list[int]:
+    """Return the processes of which the next is killed, after `done` kills; none for not yet."""
+    if engine == "accelerate":
+        return alive
+    workers = workers_of(engine, alive[0])
+    if done % 20 == 10:
+        return alive if workers else []
+    if engine == "ray" and done % 7 == 0:  # else none would live long enough to make anything
+        return [pid for pid in workers if _title(pid).startswith("ray::_Actor.make")]
+    return workers
 
 
 def kill(pid: int) -> bool:
@@ -119,6 +124,7 @@ def chaos(engine: str, kills: int, inputs: list[str], out: Path, dice: random.Ra
     arguments += ["--engine=ray"] if engine == "ray" else []
     log, began = out.with_suffix(".log"), time.monotonic()
     done, runs, codes = 0, 0, [0]
+    below: dict[int, str] = {}  # what was below the jobs that were killed, by its title
     while done < kills or any(codes) or not (out / "manifest.json").exists():
         if (out / "manifest.json").exists() and not any(codes):
             _undo(out, dice)  # done too early to have been killed often enough
@@ -130,20 +136,34 @@ def chaos(engine: str, kills: int, inputs: list[str], out: Path, dice: random.Ra
         alive = [fork(arguments, log, **variables) for variables in ranks]
         codes = []
         while alive:
-            time.sleep(dice.uniform(0.02, 0.5))
+            time.sleep(dice.uniform(0.02, PAUSES[engine]))
             for driver in list(alive):
                 ended, status = os.waitpid(driver, os.WNOHANG)
                 if ended:
                     alive.remove(driver)
                     codes.append(os.waitstatus_to_exitcode(status))
-            if done < kills and alive:
-                victims = alive if world > 1 else workers_of(engine, alive[0])
-                # A whole job now and then, but not while it starts for the tenth time.
-                if dice.random() < (0.1 if victims else 0.005 / runs):
-                    victims = alive
-                done += bool(victims) and kill(dice.choice(victims))
+            if done < kills and alive and (victims := victims_of(engine, alive, done)):
+                victim = dice.choice(victims)
+                below |= {pid: _title(pid) for pid in descendants(victim)}
+                done += kill(victim)
         print(f"{engine}: run {runs}, {done} kills, exit codes {codes}", file=sys.stderr)
-    return {"kills": done, "runs": runs, "seconds": round(time.monotonic() - began, 1)}
+    seconds = round(time.monotonic() - began, 1)
+    return {"kills": done, "runs": runs, "seconds": seconds, "workers_left": _workers_left(below)}
+
+
+def _workers_left(below: dict[int, str]) -> int:
+    """Return how many workers outlived their killed jobs; end whatever else of them did."""
+
+    def left() -> list[int]:
+        return [pid for pid, title in below.items() if title and _title(pid) == title]
+
+    deadline = time.monotonic() + 10
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ended = left()
+    for pid in ended:  # Ray's agents take their time.
+        kill(pid)
+    return sum(not below[pid].endswith("Agent") for pid in ended)
 
 
 def _undo(out: Path, dice: random.Random) -> None:
@@ -175,32 +195,44 @@ def compare(out: Path, calm: Path) -> dict[str, int]:
     }
 
 
+def add_up(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return the sums of two campaigns' counts."""
+    return {name: round(old.get(name, 0) + value, 1) for name, value in new.items()}
+
+
 def main() -> None:
     """Kill until the count is reached, for each engine asked for, and report the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=500, help="for each engine")
-    parser.add_argument("--engine", choices=ENGINES, action="append", help="default: all three")
+    parser.add_argument("--engine", choices=PAUSES, action="append", help="default: all three")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where chaos.json is written")
+    parser.add_argument("--add", action="store_true", help="to the counts that are there")
     options = parser.parse_args()
     import clsp.generate.job  # noqa: F401  (once, for all forks)
 
+    before, path = {}, options.results / "chaos.json"
+    if options.add and path.exists():
+        before = {n: v for n, v in json.loads(path.read_text()).items() if n in PAUSES}
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["RAY_TMPDIR"] = str(folder / "logs")  # Ray's go with it.
         inputs = make_inputs(folder)
         calm = folder / "calm"
-        driver = fork([*inputs, f"--out={calm}", "--workers=1"], folder / "calm.log")
-        if os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]):
-            sys.exit((folder / "calm.log").read_text())
-        for engine in (options.engine or ENGINES) if options.kills else ():
+        for rank in "01":  # One after the other, undisturbed, and without a fork server to start.
+            variables = {"RANK": rank, "WORLD_SIZE": "2"}
+            driver = fork([*inputs, f"--out={calm}"], folder / "calm.log", **variables)
+            if os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]):
+                sys.exit((folder / "calm.log").read_text())
+        for engine in options.engine or PAUSES:
             out, dice = folder / engine, random.Random(options.seed)
-            results[engine] = chaos(engine, options.kills, inputs, out, dice) | compare(out, calm)
-    report("chaos", {"anchors": ANCHORS, **results}, options.results)
-    wrong = ("files_that_differ", "records_lost", "records_twice", "temporaries_left", "partial")
-    sys.exit(any(result.get(name) for result in results.values() for name in wrong))
+            found = chaos(engine, options.kills, inputs, out, dice) | compare(out, calm)
+            results[engine] = add_up(before.get(engine, {}), found)
+    report("chaos", {"anchors": ANCHORS, **before, **results}, options.results)
+    sys.exit(any(result[name] for result in results.values() for name in WRONG))
 
 
 if __name__ == "__main__":

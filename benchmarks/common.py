@@ -51,6 +51,30 @@ def report(name: str, values: Mapping[str, Any], folder: Path = RESULTS) -> Path
     return path
 
 
+def tiny_unet(channels: int = 3, side: int = 8, **more: Any) -> Any:
+    """Return an untrained `UNet2DModel` of two levels, with the same weights every time.
+
+    It stands for a diffusion model where its images do not matter, in the tests too. `more` goes
+    to its constructor.
+    """
+    import torch
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        add_attention=False,
+        **more,
+    ).eval()
+
+
 def _version(package: str) -> str:
     from importlib.metadata import PackageNotFoundError, version
 

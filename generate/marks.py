@@ -75,9 +75,7 @@ def busy(output: Output, now: float | None = None) -> set[int]:
 def at_work(output: Output) -> dict[int, bytes]:
     """Return the shards that are `busy`, and of each the mark that says which process is at it."""
     alive, marks = busy(output), output.read_all("running")
-    return {
-        number: mark for name, mark in marks.items() if (number := shard_number(name)) in alive
-    }
+    return {number: mark for name, mark in marks.items() if (number := shard_number(name)) in alive}
 
 
 def shard_number(name: str) -> int:

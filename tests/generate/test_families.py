@@ -27,6 +27,7 @@ from diffusers import (
     VQModel,
 )
 
+from benchmarks.common import tiny_unet
 from clsp.generate.__main__ import generate, main
 from clsp.generate.config import GenerateConfig
 from clsp.generate.denoiser import ModelError
@@ -35,22 +36,6 @@ from clsp.generate.sampler import make_scheduler
 from clsp.shards.store import open_set
 
 TINY = GenerateConfig(positives=2, steps=2, batch=4, shard_size=4)
-
-
-def unet(channels: int = 3, side: int = 8, **more: object) -> UNet2DModel:
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=side,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        add_attention=False,
-        **more,
-    ).eval()
 
 
 def autoencoder(kind: type) -> AutoencoderKL | VQModel:
@@ -67,29 +52,29 @@ def autoencoder(kind: type) -> AutoencoderKL | VQModel:
 
 
 def ddpm(folder: Path) -> None:
-    DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(folder)
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(folder)
 
 
 def ddim(folder: Path) -> None:
     scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    DDIMPipeline(unet(), scheduler).save_pretrained(folder)
+    DDIMPipeline(tiny_unet(), scheduler).save_pretrained(folder)
 
 
 def edm(folder: Path) -> None:
-    DDPMPipeline(unet(), EDMEulerScheduler()).save_pretrained(folder)
+    DDPMPipeline(tiny_unet(), EDMEulerScheduler()).save_pretrained(folder)
 
 
 def with_labels(folder: Path) -> None:
-    DDPMPipeline(unet(num_class_embeds=11), DDPMScheduler()).save_pretrained(folder)
+    DDPMPipeline(tiny_unet(num_class_embeds=11), DDPMScheduler()).save_pretrained(folder)
 
 
 def latent_vq(folder: Path) -> None:
-    pipeline = LDMPipeline(autoencoder(VQModel), unet(4, 4), DDIMScheduler())
+    pipeline = LDMPipeline(autoencoder(VQModel), tiny_unet(4, 4), DDIMScheduler())
     pipeline.save_pretrained(folder)
 
 
 def latent_kl(folder: Path) -> None:
-    pipeline = LDMPipeline(autoencoder(AutoencoderKL), unet(4, 4), DDIMScheduler())
+    pipeline = LDMPipeline(autoencoder(AutoencoderKL), tiny_unet(4, 4), DDIMScheduler())
     pipeline.save_pretrained(folder)
 
 

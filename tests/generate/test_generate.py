@@ -278,12 +278,3 @@ def test_a_set_without_anchors_is_the_stripped_set(
     stripped = strip(open_set(undisturbed), tmp_path / "stripped")
     assert not open_set(bare).manifest.anchors
     assert open_set(bare).manifest.shards == stripped.manifest.shards
-
-
-def test_actors_of_ray_make_the_same_set(
-    undisturbed: Path, digit_folder: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    """In a process of its own, which ends its Ray with it."""
-    arguments = command(digit_folder, tiny_model, tmp_path / "set", "--engine=ray", "--workers=2")
-    subprocess.run([sys.executable, "-m", "clsp.generate", *arguments], check=True, timeout=300)
-    assert content(tmp_path / "set") == content(undisturbed)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
+from benchmarks.common import tiny_unet
 from clsp.generate.bottleneck import Denoise, find_site, list_sites
 from clsp.generate.config import GenerateConfig
 from clsp.generate.families import unet_run
@@ -21,16 +22,7 @@ KEYS = ("a", "b", "c")
 
 @pytest.fixture(scope="module")
 def unet() -> UNet2DModel:
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        add_attention=False,
-    ).eval()
+    return tiny_unet()
 
 
 def denoiser(unet: UNet2DModel) -> Denoise:
