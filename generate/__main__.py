@@ -85,6 +85,7 @@ class _Slice(click.ParamType["slice[Any, Any, Any]"]):
 )
 @click.option("--dry-run", is_flag=True, help="Print what it would cost, and make nothing.")
 @click.option("--probe", default=20.0, show_default=True, help="Seconds of the dry run's probe.")
+@click.option("--compile", "compiled", is_flag=True, help="Speed the denoiser by torch.compile.")
 @click.option("--download", is_flag=True, help="Fetch the image data set if it is not there.")
 @click.option(
     "--status",
@@ -108,6 +109,7 @@ def main(
     inspect: int | None,
     dry_run: bool,
     probe: float,
+    compiled: bool,
     download: bool,
     **options: Any,
 ) -> None:
@@ -128,7 +130,8 @@ def main(
             click.echo(_inspect(config, images, model, out, inspect, _devices(device, 1)[0]))
             return
         if dry_run:
-            click.echo(_cost(config, images, model, _devices(device, workers), probe, download))
+            devices = _devices(device, workers)
+            click.echo(_cost(config, images, model, devices, probe, download, compiled))
             return
         generate(
             config,
@@ -140,6 +143,7 @@ def main(
             engine=engine,
             address=address,
             shards=shards,
+            compiled=compiled,
             download=download,
         )
     except (ValueError, OSError, RuntimeError) as error:
@@ -158,6 +162,7 @@ def generate(
     engine: str = "local",
     address: str | None = None,
     shards: slice | None = None,
+    compiled: bool = False,
     download: bool = False,
 ) -> None:
     """Make the shard set of `config` at `out`, or what is missing of it.
@@ -166,6 +171,7 @@ def generate(
     launcher (`accelerate launch`, torchrun) set RANK and WORLD_SIZE; "ray" runs `workers` actors of
     the Ray cluster at `address`.
     shards: make these only; whoever finds all shards of the plan done finishes the set.
+    compiled: let torch.compile speed up the denoiser; the receipts say so.
     Raises ValueError (bad images, model, place or engine), OSError (disk), JobError (workers cannot
     work), QuarantineError (some shards failed three times; all others are done).
     """
@@ -183,7 +189,7 @@ def generate(
     plan = make_plan(config, ModelInfo(opened.sha256, opened.image_size), source)
     rank, world, local_rank = launched_ranks()
     claim(plan, output)
-    job = Job(plan, images, model, output)
+    job = Job(plan, images, model, output, compiled)
     chosen = range(plan.shards)[shards or slice(None)]
     todo = [shard for shard in job.todo() if shard in chosen]
     anchors = sum(len(plan.anchors(shard)) for shard in chosen)
@@ -258,6 +264,7 @@ def _cost(
     devices: list[str],
     probe: float,
     download: bool,
+    compiled: bool,
 ) -> Cost:
     import torch
 
@@ -267,7 +274,15 @@ def _cost(
     config, source, opened = open_inputs(config, images, model, download=download)
     torch.set_num_threads(THREADS)
     opened.to(devices[0], getattr(torch, config.dtype), channels_last=config.channels_last)
-    return estimate(config, opened, source, device=devices[0], workers=len(devices), probe=probe)
+    return estimate(
+        config,
+        opened,
+        source,
+        device=devices[0],
+        workers=len(devices),
+        probe=probe,
+        compiled=compiled,
+    )
 
 
 def _inspect(

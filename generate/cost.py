@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..shards.images import ImageSource
 from ..shards.record import members
 from .bottleneck import encode_to_site, find_site
+from .compiled import compile_blocks
 from .config import GenerateConfig
 from .denoiser import DiffusionModel
 from .records import BatchSampler, make_records
@@ -93,16 +94,20 @@ def estimate(
     device: str,
     workers: int,
     probe: float = 20.0,
+    compiled: bool = False,
 ) -> Cost:
     """Return the cost of a set, from making batches of its first anchors for `probe` seconds.
 
-    model: on `device`. At least one batch is made after one that warms the device up; each goes
-    through all that a shard's does but the disk.
+    model: on `device`; compiled: whether it is to be compiled there. At least one batch is made
+    after one that warms the device up; each goes through all that a shard's does but the disk.
     """
+    flops = flops_of_positive(config, model)  # first: none is counted in compiled kernels
+    if compiled:
+        compile_blocks(model.network, config.site, torch.device(device))
     sampler = BatchSampler(config, model, torch.device(device), "the model")
     rows = range(min(config.batch, len(source)))
-    if device.startswith("cuda"):
-        _record_bytes(sampler, source, rows)  # unmeasured: kernels are chosen at the first batch
+    if compiled or device.startswith("cuda"):
+        _record_bytes(sampler, source, rows)  # unmeasured: kernels are made at the first batch
     began, made, size = time.perf_counter(), 0, 0
     while not made or time.perf_counter() - began < probe:
         size += _record_bytes(sampler, source, rows)
@@ -111,7 +116,7 @@ def estimate(
         anchors=len(source),
         positives=config.positives,
         shards=-(-len(source) // config.shard_size),
-        flops=flops_of_positive(config, model),
+        flops=flops,
         bytes=size / made,
         seconds=(time.perf_counter() - began) / made,
         workers=workers,

@@ -17,6 +17,7 @@ from ..shards.images import open_images
 from ..shards.manifest import Manifest, Receipt, parse_receipt
 from ..shards.preview import preview_png
 from ..shards.reader import ShardSet
+from .compiled import compile_blocks, failed_to_compile
 from .diffusion import open_model
 from .marks import quarantine, running, shard_number
 from .output import Output
@@ -34,13 +35,15 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class Job:
     """What a worker needs to make any shard of a plan; small and picklable.
 
-    images, model: the specs as the user gave them; output: where the set is written.
+    images, model: the specs as the user gave them; output: where the set is written; compile:
+    whether the denoiser is compiled, for speed.
     """
 
     plan: Plan
     images: str
     model: str
     output: Output
+    compile: bool = False
 
     def receipts(self) -> dict[int, Receipt]:
         """Return the receipts of the shards that are done, by shard number.
@@ -75,6 +78,8 @@ class Worker:
         )
         if model.sha256 != job.plan.model.sha256:
             raise ValueError(f"model {job.model} changed since the set was planned")
+        if job.compile:
+            compile_blocks(model.network, config.site, self.device)
         self.sampler = BatchSampler(config, model, self.device, job.model)
 
     def make(self, shard: int, progress: Callable[[int], None] = lambda anchors: None) -> Receipt:
@@ -90,7 +95,10 @@ class Worker:
         records = make_records(self.sampler, self.source, anchors, progress)
         with running(job.output, shard):
             written = job.output.add_shard(plan.shard_name(shard), records, plan.config.positives)
-            receipt = Receipt(written, plan.id, fingerprint(self.device) | self.sampler.layout())
+            made_by = fingerprint(self.device) | self.sampler.layout()
+            if job.compile:
+                made_by["compile"] = "inductor"
+            receipt = Receipt(written, plan.id, made_by)
             job.output.write(plan.receipt_name(shard), receipt.to_json())
         return receipt
 
@@ -100,7 +108,8 @@ class Worker:
         """Make a shard: True when it is done, False when it failed three times.
 
         Then the last error and its traceback are kept beside the set, and other shards can go on.
-        Errors that the next shard would meet too are raised: a full disk, a GPU in disorder.
+        Errors that the next shard would meet too are raised: a full disk, a GPU in disorder, a
+        compiler that does not work.
         """
         counted = 0
 
@@ -119,6 +128,8 @@ class Worker:
                 count(-counted)
                 if isinstance(error, OSError) and error.errno in _NO_SPACE:
                     raise
+                if self.job.compile and failed_to_compile(error):
+                    raise ValueError(f"--compile: {error}") from error
                 if attempt == ATTEMPTS:
                     quarantine(self.job.output, shard, error)
         return False
