@@ -17,14 +17,20 @@ from .record import check_hashes
 from .scores import load_hardness
 
 MOST_BYTES = 9 * 10**6
-_SIDES = (128, 96, 64, 48, 32)  # pixels of a shown image, from the sharpest that may fit
+# Pixels of a shown image, and WebP's quality, None without loss: the first at which all fit.
+_LARGEST = 128
+_TRIES = (
+    *((_LARGEST, quality) for quality in (None, 90, 80)),
+    *((side, 80) for side in (96, 64, 48, 32)),
+    *((side, 40) for side in (32, 16)),
+)
 
 
 def gallery_html(shards: ShardSet, samples: int = 500) -> bytes:
     """Return a page of `samples` records spread evenly over the set, under 10 MB.
 
-    A row is an anchor, where the set has them, and its positives. Images are shrunk until all
-    fit. Raises ShardError for a damaged set.
+    A row is an anchor, where the set has them, and its positives. Images are compressed and shrunk
+    until all fit. Raises ShardError for a damaged set.
     """
     rows = np.unique(
         np.linspace(0, len(shards) - 1, min(samples, len(shards))).astype(int)
@@ -36,11 +42,7 @@ def gallery_html(shards: ShardSet, samples: int = 500) -> bytes:
         hardness = None
     pixels = [shards.pixels(row, names) for row in rows]
     labels = [_label(shards, row) for row in rows]
-    sides: list[int | None] = [s for s in _SIDES if s < shards.manifest.image_size]
-    for side in sides or [None]:
-        strips = [_strip(images, side) for images in pixels]
-        if side is None or sum(map(len, strips)) < MOST_BYTES:
-            break
+    strips = _strips(pixels)
     keys = [shards.key(row) for row in rows]
     scores = [None if hardness is None else round(float(hardness[row]), 4) for row in rows]
     records = [list(item) for item in zip(keys, labels, scores, strips, strict=True)]
@@ -59,16 +61,27 @@ def _label(shards: ShardSet, row: int) -> str:
     return "" if label is None else str(label)
 
 
-def _strip(images: np.ndarray, side: int | None) -> str:
-    """Return images side by side as one WebP in base64; lossless unless they are shrunk."""
+def _strips(pixels: list[np.ndarray]) -> list[str]:
+    """Return a picture of each record, as sharp as all of them together may be."""
+    side, sample = pixels[0].shape[1], pixels[:: max(1, len(pixels) // 16)]
+    tries = [(most, quality) for most, quality in _TRIES if most == _LARGEST or most < side]
+    for most, quality in tries:
+        if (most, quality) != tries[-1]:  # A few say whether it is worth trying all.
+            few = sum(len(_strip(images, most, quality)) for images in sample)
+            if few / len(sample) * len(pixels) > 1.1 * MOST_BYTES:
+                continue
+        strips = [_strip(images, most, quality) for images in pixels]
+        if sum(map(len, strips)) < MOST_BYTES:
+            break
+    return strips
+
+
+def _strip(images: np.ndarray, most: int, quality: int | None) -> str:
+    """Return images side by side as one WebP in base64, each of at most so many pixels a side."""
     picture = Image.fromarray(np.concatenate(list(images), axis=1))
-    options: dict[str, Any] = {"lossless": True}
-    if side is not None or picture.height > _SIDES[0]:
-        shown = side or _SIDES[0]
-        picture = picture.resize((shown * len(images), shown))
-        options = {"quality": 80}
-    elif len(images) * picture.height**2 > 20_000:
-        options = {"quality": 90}
+    if most < picture.height:
+        picture = picture.resize((most * len(images), most))
+    options: dict[str, Any] = {"lossless": True} if quality is None else {"quality": quality}
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", **options)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -95,13 +108,19 @@ main { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; padding: 1.2rem; }
 figure { margin: 0; }
 figure[hidden], .scored[hidden] { display: none; }
 figcaption { color: var(--dim); font-size: .8rem; }
-.row { display: flex; gap: 3px; }
+.row { display: flex; flex-wrap: wrap; gap: 3px; }
 .row button { padding: 0; border: 0; cursor: zoom-in; width: var(--side); height: var(--side);
   background-size: auto 100%; image-rendering: pixelated; }
 .row button.anchor { margin-right: 9px; }
 dialog { border: 1px solid var(--line); background: var(--back); color: var(--ink); }
 dialog div { width: min(70vw, 70vh); height: min(70vw, 70vh); background-size: auto 100%;
   image-rendering: pixelated; cursor: zoom-out; }
+dialog p { margin: .6rem 0 0; overflow-wrap: anywhere; }
+@media (max-width: 600px) {
+  header { position: static; padding: .6rem .8rem; }
+  main { padding: .8rem; gap: .8rem; }
+  dialog div { width: 82vw; height: 82vw; }
+}
 </style>
 <header><h1>TITLE</h1>
 <label>Label <select id="label"><option value="">all</option></select></label>
@@ -142,7 +161,8 @@ const figures = records.map(([key, label, score, strip]) => {
     row.append(button);
   }
   const caption = document.createElement("figcaption");
-  caption.textContent = [key, label, score].filter(x => x !== null && x !== "").join(" · ");
+  const hardness = score === null ? "" : `hardness ${score.toPrecision(3)}`;
+  caption.textContent = [key, label, hardness].filter(Boolean).join(" · ");
   figure.append(row, caption);
   main.append(figure);
   return figure;

@@ -152,6 +152,11 @@ class Manifest:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected an object")
         if not all(isinstance(name, str) for name in self.classes or ()):
             raise ValueError("a class has a name that is no text")
+        if type(self.anchors) is not bool or not isinstance(self.plan_id, str):
+            raise ValueError(
+                f"anchors is {self.anchors!r}, plan_id {self.plan_id!r}; expected true or false, "
+                "and a text"
+            )
         if not all(isinstance(print_, dict) for print_ in self.fingerprints):
             raise ValueError("a fingerprint is no object")
         if self.names is not None and (

@@ -23,7 +23,7 @@ def contact_sheet(anchors: np.ndarray, positives: np.ndarray) -> bytes:
     count, per_anchor, height, width, _ = positives.shape
     scale = max(1, -(-_TILE // max(height, width)))
     tile_h, tile_w = height * scale + _GAP, width * scale + _GAP
-    row_w = tile_w * (per_anchor + 1) + 6 * _GAP
+    row_w = tile_w * (per_anchor + 1) + 8 * _GAP
     columns = max(1, min(count, round((count * tile_h / row_w) ** 0.5)))
     rows = -(-count // columns)
     sheet = np.full((rows * tile_h + _GAP, columns * row_w + _GAP, 3), 255, np.uint8)

@@ -418,6 +418,12 @@ CASES: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "shards in a dict": (lie(shards={"name": SHARD}), "is not a manifest of a shard set"),
     "a hash that is a path": (lie(shard_sha256="../" * 21 + "x"), "is not a sha256 in hex"),
     "a field too many": (lie(__reduce__="os.system"), "unexpected keyword argument '__reduce__'"),
+    "no word on anchors": (
+        lie(anchors=None),
+        "anchors is None, plan_id ''; expected true or false",
+    ),
+    "five anchors": (lie(anchors=5), "anchors is 5, plan_id"),
+    "a plan of numbers": (lie(plan_id=5), "plan_id 5; expected"),
     "classes of numbers": (lie(classes=[1]), "a class has a name that is no text"),
     "a source in a list": (lie(source=["x"]), r"source is \['x'\], expected an object"),
     "a fingerprint in words": (lie(fingerprints=["x"]), "a fingerprint is no object"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from clsp.shards.__main__ import main
 from clsp.shards.edit import write_set
@@ -55,6 +59,8 @@ def test_it_renders_filters_and_zooms(scored: ShardSet, tmp_path: Path, open_pag
         assert not page.locator("dialog").is_visible()
         page.click("#theme")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+        page.set_viewport_size({"width": 160, "height": 500})  # three images do not fit on a line
+        assert page.evaluate("document.querySelector('main').scrollWidth") <= 160
         page.screenshot(path=str(tmp_path / "dark.png"))
         assert wrong == []
 
@@ -73,18 +79,29 @@ def test_a_label_cannot_run_anything(make_set, tmp_path: Path, open_page) -> Non
         assert wrong == []
 
 
-def test_five_hundred_large_anchors_stay_under_ten_megabytes(tmp_path: Path, make_set) -> None:
-    """Noise is the worst case of any image; 8 positives of 32 pixels, and 500 anchors."""
+@pytest.mark.parametrize("side", [32, 64])
+def test_five_hundred_anchors_stay_under_ten_megabytes(tmp_path: Path, make_set, side: int) -> None:
+    """Noise is the worst case of any image: it is shrunk or loses detail, but not below half."""
 
     class Noise(ShardSet):
         def pixels(self, index, wanted):
             return np.random.default_rng(index).integers(
-                0, 256, (len(wanted), 64, 64, 3), dtype=np.uint8
+                0, 256, (len(wanted), side, side, 3), dtype=np.uint8
             )
 
     shards = make_set(tmp_path / "set", sizes=(500,), positives=8)
-    noise = Noise(shards.folder, replace(shards.manifest, image_size=64))
-    assert len(gallery_html(noise)) < 10**7
+    noise = Noise(shards.folder, replace(shards.manifest, image_size=side))
+    assert 5 * 10**6 < len(gallery_html(noise)) < 10**7
+
+
+def test_what_fits_is_shown_without_loss(digit_set: ShardSet) -> None:
+    page = gallery_html(digit_set).decode()
+    data = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    for row, (key, _, _, strip) in enumerate(data["records"]):
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(strip))).convert("RGB"))
+        assert key == digit_set.key(row)
+        expected = np.concatenate(list(digit_set.pixels(row, ["anchor", "p0", "p1"])), axis=1)
+        np.testing.assert_array_equal(picture, expected)
 
 
 def test_without_anchors_and_in_other_formats(make_set, tmp_path: Path) -> None:
