@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from .hardness import parse_range
 
 LABELLED = ("supcon",)  # methods that need the labels of the images
-QUEUED = ("moco", "ft-moco", "nnclr")  # methods that keep projections of earlier batches
+QUEUED = ("moco", "ft-moco", "nnclr", "all4one")  # methods that keep projections of earlier batches
+LOCAL_MIN = 0.05  # least area of a local crop, as in SwAV and DINO
+
+# Where an MLP has batch norm.
+Norm: TypeAlias = Literal["none", "hidden", "all", "centred"]
 
 
 def _help(text: str, default: Any) -> Any:
@@ -26,6 +30,7 @@ class TrainConfig:
         "mocov3",
         "byol",
         "nnclr",
+        "all4one",
         "barlow",
         "vicreg",
         "vibcreg",
@@ -38,6 +43,7 @@ class TrainConfig:
         "cacr",
         "dcl",
         "dclw",
+        "ft-simclr",
         "ft-moco",
     ] = _help("Objective.", "simclr")
     positive: Literal["none", "synthetic", "real"] = _help(
@@ -53,12 +59,29 @@ class TrainConfig:
     hardness_curriculum: int = _help(
         "Epochs over which the upper end of --hardness rises: easy positives first.", 0
     )
+    augment_positives: bool = _help(
+        "Augment synthetic positives as anchors are; without it they are only normalised.", True
+    )
     arch: str = _help("Backbone: resnet18, resnet50, resnet-tiny or timm:NAME.", "resnet18")
     stem: Literal["cifar", "stl", "imagenet"] = _help(
         "First layers of a ResNet; imagenet keeps the network's own, as timm:NAME needs.", "cifar"
     )
-    hidden: int = _help("Width of the projector's hidden layer.", 4096)
+    hidden: int = _help("Width of the projector's hidden layers.", 4096)
     dim: int = _help("Width of the projector's output.", 256)
+    layers: int = _help("Linear layers of the projector.", 2)
+    projector_bn: Literal["none", "hidden", "all", "centred"] = _help(
+        "Batch norm in the projector: none, after hidden layers, after all, or after all with "
+        "neither scale nor shift in the last (centred).",
+        "none",
+    )
+    predictor_hidden: int = _help(
+        "Width of the hidden layer of BYOL's, MoCo v3's, NNCLR's and All4One's predictor; 0: "
+        "--hidden.",
+        0,
+    )
+    predictor_bn: Literal["none", "hidden", "all", "centred"] = _help(
+        "Batch norm in the predictor, likewise.", "hidden"
+    )
     epochs: int = _help("Passes over the set.", 1000)
     batch: int = _help("Anchors a step, over all ranks.", 1024)
     accumulate: int = _help("Batches whose gradients are averaged for one optimiser step.", 1)
@@ -77,20 +100,30 @@ class TrainConfig:
     temperature: float = _help("Temperature of the contrastive loss.", 0.2)
     lambda_: float = _help("Weight of the positive term.", 1.0)
     lambda_warmup: int = _help("Epochs over which lambda grows from 0.", 0)
-    bn_mode: Literal["joint", "split"] = _help(
-        "Batch-norm statistics over all views together, or each view by itself.", "joint"
+    bn_mode: Literal["joint", "split", "sync"] = _help(
+        "Batch-norm statistics: of all views of all ranks (sync), of a rank's (joint), or of each "
+        "of its views by itself (split). On one rank sync is joint.",
+        "sync",
     )
-    queue: int = _help("MoCo: negatives in each of its two queues; NNCLR: support set.", 32768)
+    queue: int = _help("MoCo: negatives in each of its two queues; NNCLR, All4One: support.", 32768)
     prototypes: int = _help("SwAV and DINO: prototypes.", 4096)
     ema: float = _help("First decay of a second, slow encoder; it rises to --ema-end.", 0.99)
     ema_end: float = _help("Last decay of a second, slow encoder.", 0.999)
     crop_min: float = _help("Least area of a random resized crop.", 0.08)
+    local_crops: int = _help(
+        "Multi-crop: further, small views of an anchor, of areas from 0.05 to --crop-min.", 0
+    )
+    local_size: int = _help("Pixels a side of local crops; 0: half of the image's.", 0)
     jitter: tuple[float, ...] = _help(
         "Brightness, contrast, saturation, hue.", (0.4, 0.4, 0.4, 0.1)
     )
     jitter_p: float = _help("Probability of colour jitter.", 0.8)
     grey_p: float = _help("Probability of a grey image.", 0.2)
+    blur_p: float = _help("Probability of Gaussian blur, of sigma 0.1 to 2 pixels.", 0.0)
     solarize_p: float = _help("Probability of solarisation.", 0.0)
+    solarize_views: Literal["all", "second"] = _help(
+        "Views that may be solarised: all, or the second view of the anchor only.", "all"
+    )
     flip_p: float = _help("Probability of a mirrored image.", 0.5)
     mean: tuple[float, ...] = _help("Normalisation: means of R, G, B.", (0.4914, 0.4822, 0.4465))
     std: tuple[float, ...] = _help("Normalisation: deviations.", (0.2023, 0.1994, 0.2010))
@@ -105,6 +138,7 @@ class TrainConfig:
             "accumulate",
             "hidden",
             "dim",
+            "layers",
             "queue",
             "positives",
             "prototypes",
@@ -115,8 +149,13 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.batch < 2:
             raise ValueError("batch is 1, but a contrastive loss needs at least 2 anchors")
-        if self.chunk < 0:
-            raise ValueError(f"chunk is {self.chunk}, expected at least 0")
+        for name in ("chunk", "predictor_hidden", "local_crops", "local_size", "lambda_warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
+        if self.local_crops and self.crop_min <= LOCAL_MIN:
+            raise ValueError(
+                f"local crops have areas from {LOCAL_MIN} to crop_min, and that is {self.crop_min}"
+            )
         if self.save_every % self.accumulate:
             raise ValueError(
                 f"save_every {self.save_every} is not a multiple of accumulate {self.accumulate}"
@@ -125,7 +164,7 @@ class TrainConfig:
             raise ValueError(f"lambda is {self.lambda_}, expected at least 0")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}, expected more than 0")
-        for name in ("jitter_p", "grey_p", "solarize_p", "flip_p", "ema", "ema_end"):
+        for name in ("jitter_p", "grey_p", "blur_p", "solarize_p", "flip_p", "ema", "ema_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a value in [0, 1]")
         if not 0 < self.crop_min <= 1:
@@ -141,6 +180,10 @@ class TrainConfig:
         if chosen and self.positive != "synthetic":
             raise ValueError(
                 f"hardness chooses among synthetic positives, but positive is {self.positive}"
+            )
+        if not self.augment_positives and self.positive != "synthetic":
+            raise ValueError(
+                f"augment_positives is about synthetic positives, but positive is {self.positive}"
             )
         if self.method in QUEUED and self.queue % self.batch:
             raise ValueError(f"queue {self.queue} is not a multiple of batch {self.batch}")

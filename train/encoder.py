@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..shards.files import write_atomic
 from ..shards.manifest import file_sha256
-from .config import TrainConfig
+from .config import Norm, TrainConfig
 
 FEATURES = {"resnet18": 512, "resnet50": 2048, "resnet-tiny": 64}  # F of each backbone
 _STEMS = ("cifar", "stl", "imagenet")
@@ -91,15 +91,32 @@ def _tiny() -> nn.Module:
     )
 
 
-def build_projector(width: int, hidden: int, dim: int) -> nn.Sequential:
-    """Return a projector: features (B, width) -> (B, dim)."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+def build_projector(
+    width: int, hidden: int, dim: int, layers: int = 2, norm: Norm = "none"
+) -> nn.Sequential:
+    """Return an MLP of so many linear layers: (B, width) -> (B, dim).
+
+    norm: batch norm nowhere, after the "hidden" layers, after "all", or, "centred", after all but
+    in the last without a scale and shift of its own.
+    """
+    parts: list[nn.Module] = []
+    for number in range(layers):
+        last = number == layers - 1
+        out = dim if last else hidden
+        parts.append(nn.Linear(width, out))
+        if norm != "none" and not (last and norm == "hidden"):
+            parts.append(nn.BatchNorm1d(out, affine=not (last and norm == "centred")))
+        if not last:
+            parts.append(nn.ReLU(inplace=True))
+        width = out
+    return nn.Sequential(*parts)
 
 
 class ProjectedEncoder(nn.Module):
     """Backbone and projector: V views, each (B, 3, H, W) -> V projections (B, D), of any length.
 
-    All views go through in one call, because a distributed wrapper wants one forward a step.
+    All views go through in one call, because a distributed wrapper wants one forward a step; those
+    of one size together, unless batch norm is to see each by itself.
     """
 
     def __init__(self, config: TrainConfig, image_size: int | None = None) -> None:
@@ -107,12 +124,19 @@ class ProjectedEncoder(nn.Module):
         self.backbone = build_backbone(config.arch, config.stem, image_size)
         self.split = config.bn_mode == "split"
         width = feature_dim(config.arch, self.backbone)
-        self.projector = build_projector(width, config.hidden, config.dim)
+        self.projector = build_projector(
+            width, config.hidden, config.dim, config.layers, config.projector_bn
+        )
 
     def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
-        batches = list(views) if self.split else [torch.cat(list(views))]
-        z = torch.cat([self.projector(self.backbone(batch)).float() for batch in batches])
-        return list(z.chunk(len(views)))
+        sizes = {view.shape: [v for v in views if v.shape == view.shape] for view in views}
+        batches = list(views) if self.split else [torch.cat(same) for same in sizes.values()]
+        z = [self.projector(self.backbone(batch)).float() for batch in batches]
+        parts = iter(torch.cat(z).split(len(views[0])))
+        if self.split:
+            return list(parts)
+        found = {shape: [next(parts) for _ in same] for shape, same in sizes.items()}
+        return [found[view.shape].pop(0) for view in views]
 
 
 class Encoder(nn.Module):
@@ -198,7 +222,8 @@ def load_projector(path: str | Path) -> nn.Sequential:
     try:
         about = json.loads((folder / "encoder.json").read_text())
         config = about["config"]
-        projector = build_projector(about["feature_dim"], config["hidden"], config["dim"])
+        more = {"layers": config.get("layers", 2), "norm": config.get("projector_bn", "none")}
+        projector = build_projector(about["feature_dim"], config["hidden"], config["dim"], **more)
         projector.load_state_dict(load_file(weights))
     except (ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{weights} is no projector of its encoder: {error}") from error

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..shards.cache import DEFAULT_LIMIT
 from ..shards.order import hash_key
+from .batchnorm import synchronise_batch_norm
 from .checkpoint import collect_state, resume_run, save_checkpoint, scaler_state
 from .chunks import ChunkedForward, in_chunks
 from .config import TrainConfig, learning_rate, positive_weight
@@ -78,8 +79,8 @@ def _train(
 
     torch.manual_seed(config.seed)
     encoder = ProjectedEncoder(config, stream.image_size)
-    if device.type == "cuda" and accelerator.num_processes > 1:  # there is no such thing for CPUs
-        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    if config.bn_mode == "sync" and accelerator.num_processes > 1:
+        encoder = synchronise_batch_norm(encoder, device)
     objective = make_objective(config, encoder)
     modules: dict[str, nn.Module] = {"encoder": encoder, "objective": objective}
     for module in modules.values():
@@ -110,7 +111,8 @@ def _train(
         labels = None if item.labels is None else gather(item.labels.to(device))
         beside = Beside(targets, labels=labels)
         torch.manual_seed(hash_key(f"{config.seed}/{step}"))  # what a loss draws, all ranks draw
-        terms = loss_terms(objective, z[:2], z[2:], config.positive_as, beside)
+        of_anchors = 2 + config.local_crops
+        terms = loss_terms(objective, z[:of_anchors], z[of_anchors:], config.positive_as, beside)
         loss = terms["contrastive"]
         if "positive" in terms:
             loss = loss + positive_weight(config, epoch) * terms["positive"]

@@ -57,6 +57,7 @@ class Stream:
                 self.pixels = decoded_set(self.shards, cache)
             if parse_range(config.hardness) != (0, 1) or config.hardness_curriculum:
                 self.hardness = self._hardness()
+            self._tuples(self.shards, 0, 0)  # an error now, and not behind a config.json
         self.per_epoch = steps_per_epoch(samples, config.batch)
         self.total = config.epochs * self.per_epoch
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..shards.order import F64, I64, uniforms
-from .config import TrainConfig
+from .config import LOCAL_MIN, TrainConfig
 from .tuples import Tuples
 
 _TRIES = 10  # of drawing a crop that fits, as torchvision does
 _RATIO = (3 / 4, 4 / 3)  # width to height of a crop
-DRAWS = 2 * _TRIES + 14  # uniform numbers that one view of one image takes
+_SIGMA = (0.1, 2.0)  # of the blur, in pixels
+DRAWS = 2 * _TRIES + 16  # uniform numbers that one view of one image takes
 
 Bool = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
@@ -31,7 +32,7 @@ class ViewParameters:
 
     box: (B, 4) crop as top, left, height, width in pixels; factors: (B, 4) of brightness,
     contrast, saturation and hue; order: (B, 4), the order in which those are applied; flip,
-    jitter, grey, solarize: (B,) whether to.
+    jitter, grey, solarize, blur: (B,) whether to; sigma: (B,) of the blur.
     """
 
     box: I64
@@ -41,28 +42,40 @@ class ViewParameters:
     order: I64
     grey: Bool
     solarize: Bool
+    blur: Bool
+    sigma: F64
 
 
-def draw_parameters(config: TrainConfig, uniform: F64, size: int) -> ViewParameters:
-    """Turn uniform numbers (B, DRAWS) into the parameters of a view of images of `size` pixels."""
+def draw_parameters(
+    config: TrainConfig, uniform: F64, size: int, *, local: bool = False, second: bool = False
+) -> ViewParameters:
+    """Turn uniform numbers (B, DRAWS) into the parameters of a view of images of `size` pixels.
+
+    local: a small crop; second: the anchor's second view.
+    """
     crop, rest = uniform[:, : 2 * _TRIES + 2], uniform[:, 2 * _TRIES + 2 :]
     reach = np.array(config.jitter)
     low = np.concatenate([np.maximum(0, 1 - reach[:3]), -reach[3:]])
     high = np.concatenate([1 + reach[:3], reach[3:]])
+    areas = (LOCAL_MIN, config.crop_min) if local else (config.crop_min, 1.0)
+    solarizes = second or config.solarize_views == "all"
     return ViewParameters(
-        box=_draw_boxes(crop, config.crop_min, size),
+        box=_draw_boxes(crop, areas, size),
         flip=rest[:, 0] < config.flip_p,
         jitter=rest[:, 1] < config.jitter_p,
         factors=low + (high - low) * rest[:, 2:6],
         order=np.argsort(rest[:, 6:10], axis=1, kind="stable"),
         grey=rest[:, 10] < config.grey_p,
-        solarize=rest[:, 11] < config.solarize_p,
+        solarize=rest[:, 11] < (config.solarize_p if solarizes else 0.0),
+        blur=rest[:, 12] < config.blur_p,
+        sigma=_SIGMA[0] + (_SIGMA[1] - _SIGMA[0]) * rest[:, 13],
     )
 
 
-def _draw_boxes(uniform: F64, least: float, size: int) -> I64:
+def _draw_boxes(uniform: F64, areas: tuple[float, float], size: int) -> I64:
     """Crops of a random area and shape: the first of the tries that fits, else the whole image."""
-    area = size * size * (least + (1 - least) * uniform[:, :_TRIES])
+    least, most = areas
+    area = size * size * (least + (most - least) * uniform[:, :_TRIES])
     log_low, log_high = np.log(_RATIO)
     ratio = np.exp(log_low + (log_high - log_low) * uniform[:, _TRIES : 2 * _TRIES])
     width = np.round(np.sqrt(area * ratio)).astype(np.int64)
@@ -77,37 +90,56 @@ def _draw_boxes(uniform: F64, least: float, size: int) -> I64:
     return np.stack([top, left, height, width], axis=1)
 
 
-def make_view(images: Tensor, drawn: ViewParameters, config: TrainConfig) -> Tensor:
-    """Return one view of each image, (B, 3, S, S) float32, normalised.
+def make_view(
+    images: Tensor, drawn: ViewParameters, config: TrainConfig, side: int | None = None
+) -> Tensor:
+    """Return one view of each image, (B, 3, side, side) float32, normalised.
 
-    images: (B, 3, S, S) uint8 on any device.
+    images: (B, 3, S, S) uint8 on any device; side: pixels a side of the view, S by default.
     """
-    x = resized_crop(images.float() / 255, drawn.box, drawn.flip)
+    x = resized_crop(images.float() / 255, drawn.box, drawn.flip, side)
     for place in range(4):
         for number, operation in enumerate(_JITTER):
             chosen = drawn.jitter & (drawn.order[:, place] == number)
             _apply(x, chosen, operation, drawn.factors[:, number])
     _apply(x, drawn.grey, lambda part, _: grey(part).expand_as(part))
+    _apply(x, drawn.blur, lambda part, sigma: blur(part, sigma), drawn.sigma)
     _apply(x, drawn.solarize, lambda part, _: solarize(part))
+    return _normalise(x, config)
+
+
+def _normalise(x: Tensor, config: TrainConfig) -> Tensor:
     mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
     return x.sub_(mean).div_(std)
 
 
 def make_views(item: Tuples, config: TrainConfig, device: torch.device) -> list[Tensor]:
-    """Return the views of a batch: two of the anchors and, if the config has them, of M positives.
+    """Return the views of a batch: two of the anchors, then, if the config has them, local crops
+    of the anchors, and M positives.
 
-    Each (b, 3, S, S) float32 on `device`, augmented alike, every draw a function of (seed, epoch,
-    key, view).
+    Each (b, 3, S, S) float32 on `device`, S smaller for local crops. All are augmented alike, but
+    for what the config excepts, every draw a function of (seed, epoch, key, view).
     """
     anchor = item.anchor.to(device, non_blocking=True)
+    size = anchor.shape[-1]
     images = [anchor, anchor]
     if config.positive == "real":
         images += [anchor] * config.positives
     images += item.positives.to(device, non_blocking=True).unbind(1)
+
+    def draws(view: str) -> F64:
+        return uniforms(config.seed, int(item.epoch), item.keys, view, DRAWS)
+
     views = []
     for number, image in enumerate(images):
-        draws = uniforms(config.seed, int(item.epoch), item.keys, f"view{number}", DRAWS)
-        views.append(make_view(image, draw_parameters(config, draws, image.shape[-1]), config))
+        if number >= 2 and not config.augment_positives:
+            views.append(_normalise(image.float() / 255, config))
+            continue
+        drawn = draw_parameters(config, draws(f"view{number}"), size, second=number == 1)
+        views.append(make_view(image, drawn, config))
+    for number in range(config.local_crops):
+        drawn = draw_parameters(config, draws(f"local{number}"), size, local=True)
+        views.insert(2 + number, make_view(anchor, drawn, config, config.local_size or size // 2))
     return views
 
 
@@ -126,16 +158,16 @@ def _apply(
         x[on_device] = operation(x[on_device], amount.view(-1, 1, 1, 1))
 
 
-def resized_crop(images: Tensor, box: I64, flip: Bool) -> Tensor:
-    """Cut a box out of each image, scale it to the image's size, and mirror it where asked.
+def resized_crop(images: Tensor, box: I64, flip: Bool, side: int | None = None) -> Tensor:
+    """Cut a box out of each image, scale it to (side, side), and mirror it where asked.
 
-    images: (B, C, S, S) float; box: (B, 4) top, left, height, width; flip: (B,).
+    images: (B, C, S, S) float; box: (B, 4) top, left, height, width; flip: (B,); side: S if None.
     Antialiased bilinear: two products with resampling matrices, one of them with its rows
     reversed to mirror.
     """
     size = images.shape[-1]
-    rows = _resampling(box[:, 0], box[:, 2], size)
-    columns = _resampling(box[:, 1], box[:, 3], size)
+    rows = _resampling(box[:, 0], box[:, 2], size, side or size)
+    columns = _resampling(box[:, 1], box[:, 3], size, side or size)
     columns = np.where(flip[:, None, None], columns[:, ::-1], columns)
     down, across = (
         torch.from_numpy(m).to(images.device, images.dtype, non_blocking=True)[:, None]
@@ -144,10 +176,10 @@ def resized_crop(images: Tensor, box: I64, flip: Bool) -> Tensor:
     return down @ images @ across.transpose(2, 3)
 
 
-def _resampling(start: I64, length: I64, size: int) -> F64:
-    """(B, S, S) matrices that scale pixels start..start+length of a line of S pixels to S."""
-    scale = (length / size)[:, None, None]
-    centre = (np.arange(size)[:, None] + 0.5) * scale  # (B, S, 1), in pixels of the crop
+def _resampling(start: I64, length: I64, size: int, side: int) -> F64:
+    """(B, side, S) matrices that scale pixels start..start+length of a line of S to `side`."""
+    scale = (length / side)[:, None, None]
+    centre = (np.arange(side)[:, None] + 0.5) * scale  # (B, side, 1), in pixels of the crop
     pixel = np.arange(size) - start[:, None, None] + 0.5  # (B, 1, S)
     weight = np.maximum(0, 1 - np.abs(pixel - centre) / np.maximum(scale, 1))
     weight *= (pixel > 0) & (pixel < length[:, None, None])
@@ -197,6 +229,21 @@ def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
     offset = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(3, 1, 1)
     k = (offset + sixths.unsqueeze(1)) % 6
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Blur (B, 3, H, H) by a Gaussian of deviation `sigma` (B, 1, 1, 1); edges are repeated.
+
+    Its reach is 8 pixels, four times the largest sigma drawn.
+    """
+    reach, side = 8, x.shape[-1]
+    offset = torch.arange(-reach, reach + 1, device=x.device)
+    weight = (-0.5 * (offset / sigma.view(-1, 1)).square()).exp()
+    weight = weight / weight.sum(dim=1, keepdim=True)  # (B, 17)
+    source = (torch.arange(side, device=x.device)[:, None] + offset).clamp(0, side - 1)
+    kernel = x.new_zeros(len(x), side, side)
+    kernel.scatter_add_(2, source.expand(len(x), -1, -1), weight[:, None].expand(-1, side, -1))
+    return kernel[:, None] @ x @ kernel[:, None].transpose(2, 3)
 
 
 def solarize(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from clsp.train.encoder import (
     ProjectedEncoder,
     build_backbone,
     export_encoder,
+    load_projector,
     torchvision_state_dict,
 )
 
@@ -118,6 +119,44 @@ def test_the_projector_is_the_papers() -> None:
     assert [part.shape for part in z] == [(4, 8)] * 2
 
 
+@pytest.mark.parametrize(
+    ("layers", "norm", "expected"),
+    [
+        (1, "hidden", "L"),
+        (2, "hidden", "LBRL"),
+        (2, "centred", "LBRLB"),
+        (3, "none", "LRLRL"),
+        (3, "all", "LBRLBRLB"),
+    ],
+)
+def test_a_projector_has_the_asked_layers(
+    layers: int, norm: str, expected: str, tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        arch="resnet-tiny", hidden=32, dim=8, layers=layers, projector_bn=norm, mean=(0.5,) * 3
+    )
+    model = ProjectedEncoder(config)
+    assert "".join(type(layer).__name__[0] for layer in model.projector) == expected
+    last = model.projector[-1]
+    if isinstance(last, nn.BatchNorm1d):
+        assert last.affine == (norm == "all")
+    export_encoder(tmp_path, model.backbone, config, 8, model.projector)
+    x = torch.randn(4, 64)
+    torch.testing.assert_close(load_projector(tmp_path)(x), model.eval().projector(x))
+
+
+@pytest.mark.parametrize("mode", ["joint", "split"])
+def test_views_of_several_sizes_come_back_in_their_order(mode: str) -> None:
+    """Each size is a batch of its own, and nothing else of another one is seen."""
+    torch.manual_seed(0)
+    model = ProjectedEncoder(TrainConfig(arch="resnet-tiny", hidden=32, dim=8, bn_mode=mode))
+    large, small = ([torch.randn(4, 3, side, side) for _ in range(2)] for side in (8, 4))
+    together = model([large[0], small[0], small[1], large[1]])
+    for places, views in (((0, 3), large), ((1, 2), small)):
+        for place, alone in zip(places, model(views), strict=True):
+            torch.testing.assert_close(together[place], alone)
+
+
 def test_bn_mode_says_which_views_share_statistics() -> None:
     def embed(mode: str, views: list[torch.Tensor]) -> list[torch.Tensor]:
         torch.manual_seed(0)
@@ -125,6 +164,6 @@ def test_bn_mode_says_which_views_share_statistics() -> None:
         return ProjectedEncoder(config)(views)
 
     first, second = torch.randn(8, 3, 8, 8), 3 * torch.randn(8, 3, 8, 8) + 1
-    for mode, independent in (("split", True), ("joint", False)):
+    for mode, independent in (("split", True), ("joint", False), ("sync", False)):
         together, alone = embed(mode, [first, second])[0], embed(mode, [first])[0]
         assert torch.allclose(together, alone, atol=1e-5) == independent

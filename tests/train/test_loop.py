@@ -147,49 +147,8 @@ def test_weights_are_bit_equal_after_kills(
     assert [{**row, speed: 0} for row in after] == [{**row, speed: 0} for row in before]
 
 
-# Batch norm would see half of the batch on each of two CPU ranks; so a network without it.
-_RANKS = """
-import os, sys
-from dataclasses import replace
-from pathlib import Path
-from torch import nn
-import clsp.train.encoder as encoder
-from clsp.train.config import TrainConfig
-from clsp.train.loop import train
-
-def plain(*_):
-    return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-encoder.build_backbone = plain
-config = TrainConfig(method=sys.argv[1], arch="resnet-tiny", positive="synthetic", hidden=16,
-    dim=8, epochs=2, batch=8, lr=0.05, lr_warmup=0, queue=16, log_every=1)
-train(config, sys.argv[2], Path(sys.argv[3]), cache=Path(sys.argv[4]))
-# In one piece: the ranks share one pipe.
-os.write(1, f"a rank of {os.environ['WORLD_SIZE']}\\n".encode())
-"""
-
-
-@pytest.mark.parametrize("method", ["simclr", "moco"])
-def test_two_ranks_train_as_one(
-    digit_set: ShardSet, cache: Path, tmp_path: Path, launch, method: str
-) -> None:
-    """Negatives with gradient: the losses, and the weights after ten steps, are those of one."""
-    script = tmp_path / "run.py"
-    script.write_text(_RANKS)
-    for world in (1, 2):
-        places = [method, str(digit_set.folder), str(tmp_path / str(world)), str(cache)]
-        assert launch(world, str(script), *places).stdout.count(f"a rank of {world}") == world
-    one, two = (rows(tmp_path / str(world)) for world in (1, 2))
-    for name in ("loss", "contrastive", "positive", "embedding_std"):
-        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=1e-5)
-    first, second = (state(tmp_path / str(world)) for world in (1, 2))
-    assert first.keys() == second.keys()
-    for name in first:
-        torch.testing.assert_close(second[name], first[name], atol=1e-6, rtol=1e-5)
-
-
 def test_the_gradient_of_gathered_negatives_is_needed() -> None:
-    """The control of the test above: without it, the gradient would be another one."""
+    """The control of test_ranks.py: without it, the gradient would be another one."""
     from clsp.train.objectives.simclr import nt_xent
 
     torch.manual_seed(0)

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from clsp.train.config import TrainConfig
 from clsp.train.objectives import Beside, loss_terms, make_objective
 from clsp.train.objectives.barlow import barlow
-from clsp.train.objectives.byol import BYOL
 from clsp.train.objectives.cacr import cacr
 from clsp.train.objectives.dcl import dcl
-from clsp.train.objectives.dino import DINO
 from clsp.train.objectives.mocov3 import in_batch
 from clsp.train.objectives.multi_view import mv_dhel, mv_infonce
 from clsp.train.objectives.nnclr import nearest
@@ -206,7 +204,7 @@ def test_sinkhorn_fills_prototypes_alike() -> None:
 def test_the_nearest_neighbour_is_a_loops() -> None:
     z, support = rows(B, 1), rows(20, 2)
     slow = [max(support, key=lambda s, row=row: float(s @ row)) for row in z]
-    assert torch.equal(nearest(z, support), torch.stack(slow))
+    assert torch.equal(nearest(z, support)[:, 0], torch.stack(slow))
 
 
 class Tiny(nn.Module):
@@ -229,11 +227,18 @@ def beside(objective: nn.Module, views: list[Tensor], labels: Tensor) -> Beside:
     return Beside(objective.targets(views[:2]), labels=labels)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not m.startswith("ft-")])
+RANDOM = ("ft-simclr", "ft-moco")  # what they draw for a row is tested beside the slow loops
+TEACHERS = ("moco", "mocov3", "byol", "dino", "all4one", "ft-moco")
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in RANDOM])
 def test_the_order_of_a_batch_does_not_matter(method: str) -> None:
     torch.manual_seed(0)
     encoder = Tiny()
     objective = make_objective(replace(CONFIG, method=method), encoder)
+    for part in objective.modules():
+        if isinstance(part, nn.Dropout | nn.MultiheadAttention):
+            setattr(part, "p" if isinstance(part, nn.Dropout) else "dropout", 0.0)
     views, labels = [torch.randn(64, 64) for _ in range(2)], torch.arange(64) % 5
     order = torch.randperm(64)
     values = [
@@ -251,16 +256,15 @@ def test_a_method_learns_digits(method: str) -> None:
     images = torch.tensor(digits.images / 16, dtype=torch.float32)
     labels = torch.tensor(digits.target)
     encoder = Tiny()
-    # At 0.2, positives that were moved apart outweigh the negatives from the start.
-    temperature = 0.07 if method.startswith("ft-") else 0.2
-    config = replace(CONFIG, method=method, temperature=temperature)
-    objective = make_objective(config, encoder)
+    objective = make_objective(replace(CONFIG, method=method), encoder)
+    # Positives that were moved apart outweigh the negatives at first; the batch draws together.
+    steps = 200 if method.startswith("ft-") else 100
     place = objective.places[-1]
     before = knn(encoder, images, labels)
     optimizer = torch.optim.Adam([*encoder.parameters(), *objective.parameters()], lr=1e-2)
     first = [p.clone() for p in objective.parameters() if not p.requires_grad]
     of_label = [(labels == n).nonzero()[:, 0] for n in range(10)]
-    for step in range(100):
+    for step in range(steps):
         chosen = torch.randint(len(images), (64,))
         other = torch.stack([of_label[n][torch.randint(150, ())] for n in labels[chosen]])
         views = [view(images[i]) for i in (chosen, chosen, other)]
@@ -270,14 +274,15 @@ def test_a_method_learns_digits(method: str) -> None:
         optimizer.zero_grad()
         (terms["contrastive"] + 0.2 * terms.get("positive", 0)).backward()
         optimizer.step()
-        objective.after_step(encoder, comes, step / 100)
+        objective.after_step(encoder, comes, step / steps)
     assert knn(encoder, images, labels) > before
     spread = unit(z[0]).std(dim=0, unbiased=False).mean() * 4
     assert float(spread) > 0.1
     teachers = [p for p in objective.parameters() if not p.requires_grad]
     assert all(p.grad is None for p in teachers)
     moved = [not torch.equal(p, q) for p, q in zip(teachers, first, strict=True)]
-    assert all(moved) or not moved
+    assert all(moved)
+    assert bool(moved) == (method in TEACHERS)
 
 
 def view(images: Tensor) -> Tensor:
@@ -295,12 +300,11 @@ def knn(encoder: Tiny, images: Tensor, labels: Tensor) -> float:
     return float((labels[near].mode(dim=1).values == labels).float().mean())
 
 
-@pytest.mark.parametrize("kind", ["byol", "dino"])
-def test_no_gradient_reaches_targets(kind: str) -> None:
+@pytest.mark.parametrize("method", TEACHERS)
+def test_no_gradient_reaches_targets(method: str) -> None:
     torch.manual_seed(0)
     encoder = Tiny()
-    objective = make_objective(replace(CONFIG, method=kind), encoder)
-    assert isinstance(objective, BYOL | DINO)
+    objective = make_objective(replace(CONFIG, method=method), encoder)
     views = [torch.randn(64, 64) for _ in range(2)]
     comes = beside(objective, views, torch.arange(64))
     assert not any(target.requires_grad for target in comes.targets)

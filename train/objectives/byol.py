@@ -13,13 +13,6 @@ from torch import Tensor, nn
 from .objective import Beside, Objective, Teacher, Views, unit
 
 
-def mlp(dim: int, hidden: int) -> nn.Sequential:
-    """Return a head (B, dim) -> (B, dim) with one hidden layer under batch norm."""
-    return nn.Sequential(
-        nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, dim)
-    )
-
-
 def cross_views(answers: Views, targets: Views, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return the mean of `loss(answer, target)` over the pairs that are not of one view, times 2.
 
@@ -30,15 +23,18 @@ def cross_views(answers: Views, targets: Views, loss: Callable[[Tensor, Tensor],
 
 
 class BYOL(Objective):
-    """The objective. A positive as a view is a third question to both targets, and no target."""
+    """The objective. A positive as a view is a third question to both targets, and no target.
+
+    predictor: (B, D) -> (B, D).
+    """
 
     places = ("term", "view")
 
     def __init__(
-        self, encoder: nn.Module, dim: int, hidden: int, decays: tuple[float, float]
+        self, encoder: nn.Module, predictor: nn.Module, decays: tuple[float, float]
     ) -> None:
         super().__init__()
-        self.teacher, self.predictor = Teacher(encoder, decays), mlp(dim, hidden)
+        self.teacher, self.predictor = Teacher(encoder, decays), predictor
 
     def targets(self, views: Views) -> list[Tensor]:
         return [unit(target) for target in self.teacher(views)]

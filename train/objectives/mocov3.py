@@ -28,12 +28,11 @@ class MoCoV3(BYOL):
     def __init__(
         self,
         encoder: nn.Module,
-        dim: int,
-        hidden: int,
+        predictor: nn.Module,
         temperature: float,
         decays: tuple[float, float],
     ) -> None:
-        super().__init__(encoder, dim, hidden, decays)
+        super().__init__(encoder, predictor, decays)
         self.temperature = temperature
 
     def distance(self, answer: Tensor, target: Tensor) -> Tensor:

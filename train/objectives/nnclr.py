@@ -10,14 +10,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .byol import mlp
 from .mocov3 import in_batch
 from .objective import Beside, Objective, Queue, Views, unit
 
 
-def nearest(z: Tensor, support: Tensor) -> Tensor:
-    """Return the row of `support` (Q, D) nearest to each row of z (B, D), all of unit length."""
-    return support[(z @ support.T).argmax(dim=1)]
+def nearest(z: Tensor, support: Tensor, count: int = 1) -> Tensor:
+    """Return the rows of `support` (Q, D) nearest to each row of z (B, D): (B, count, D).
+
+    All are of unit length; the nearest comes first. Raises ValueError when Q is less than count.
+    """
+    if len(support) < count:
+        raise ValueError(f"a support set of {len(support)} has no {count} neighbours")
+    return support[(z @ support.T).topk(count, dim=1).indices]
 
 
 class NNCLR(Objective):
@@ -25,9 +29,9 @@ class NNCLR(Objective):
 
     places = ("term", "neighbour")
 
-    def __init__(self, dim: int, hidden: int, queue: int, temperature: float) -> None:
+    def __init__(self, predictor: nn.Module, dim: int, queue: int, temperature: float) -> None:
         super().__init__()
-        self.support, self.predictor = Queue(queue, dim), mlp(dim, hidden)
+        self.support, self.predictor = Queue(queue, dim), predictor
         self.temperature = temperature
         self.register_buffer("pending", torch.empty(0), persistent=False)
 
@@ -37,7 +41,7 @@ class NNCLR(Objective):
         if beside.neighbours:
             pairs = [(unit(n), answer) for n in beside.neighbours for answer in answers]
         else:
-            found = [nearest(unit(view.detach()), self.support.keys) for view in z[:2]]
+            found = [nearest(unit(view.detach()), self.support.keys)[:, 0] for view in z[:2]]
             pairs = [(found[0], answers[1]), (found[1], answers[0])]
         return torch.stack([in_batch(n, a, self.temperature) for n, a in pairs]).mean()
 

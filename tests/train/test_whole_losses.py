@@ -1,0 +1,312 @@
+"""Whole objectives, heads and all, against slow loops from their papers; and their gradients.
+
+A head (a predictor, prototypes, the transformer) is taken as it is; what is done with its outputs
+is done again here, number by number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clsp.train.config import TrainConfig
+from clsp.train.objectives import Beside, Objective, loss_terms, make_objective, unit
+from clsp.train.objectives.all4one import sinusoids
+from clsp.train.objectives.transform import draw_beta, draw_partners, moved_nt_xent
+
+B, D, T = 6, 8, 0.3
+CONFIG = TrainConfig(batch=6, hidden=12, dim=D, queue=12, prototypes=10, temperature=T)
+Slow = Callable[[Objective, list[Tensor], Beside], float]
+
+
+class Linear(nn.Linear):
+    """Stands for the encoder whose copy a teacher is."""
+
+    def forward(self, views: list[Tensor]) -> list[Tensor]:
+        return [super(Linear, self).forward(view) for view in views]
+
+
+def draw(n: int, seed: int) -> Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def make(method: str) -> Objective:
+    torch.manual_seed(0)
+    objective = make_objective(replace(CONFIG, method=method), Linear(3, D)).double()
+    for part in objective.modules():  # what is random would not be the same twice
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
+    return objective
+
+
+def share(scores: list[float], place: int) -> float:
+    return math.exp(scores[place]) / sum(map(math.exp, scores))
+
+
+def slow_find(queries: Tensor, keys: Tensor, temperature: float) -> float:
+    """Each query has to find its key among all: the mean of -log of the key's share."""
+    found = [[float(q @ k) / temperature for k in keys] for q in queries]
+    return -sum(math.log(share(scores, i)) for i, scores in enumerate(found)) / len(queries)
+
+
+def slow_pairs(answers: list[Tensor], targets: list[Tensor], loss: Callable[..., float]) -> float:
+    """The sum of both directions; with more answers than two, each counts as much as another."""
+    values = [
+        loss(answer, target)
+        for number, answer in enumerate(answers)
+        for place, target in enumerate(targets)
+        if number != place
+    ]
+    return 2 * sum(values) / len(values)
+
+
+def slow_byol(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    def distance(answer: Tensor, target: Tensor) -> float:
+        rows = [unit(objective.predictor(answer))[i] - target[i] for i in range(B)]
+        return sum(float(row @ row) for row in rows) / B
+
+    return slow_pairs(z, list(beside.targets), distance)
+
+
+def slow_mocov3(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    answers = [unit(objective.predictor(view)) for view in z]
+    return slow_pairs(answers, list(beside.targets), lambda a, t: 2 * T * slow_find(a, t, T))
+
+
+def slow_dino(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    count = len(objective.centre)
+
+    def entropy(answer: Tensor, target: Tensor) -> float:
+        student = objective.prototypes(answer) / 0.1
+        teacher = (objective.head.copy(target) - objective.centre) / 0.04
+        return -sum(
+            share(teacher[i].tolist(), k) * math.log(share(student[i].tolist(), k))
+            for i in range(B)
+            for k in range(count)
+        ) / len(student)
+
+    return slow_pairs(z, list(beside.targets), entropy) / 2
+
+
+def slow_codes(scores: Tensor) -> list[list[float]]:
+    """Algorithm 1 of SwAV, 3 rounds: columns, then rows, are scaled to equal sums."""
+    q = [[math.exp(float(s) / 0.05) for s in row] for row in scores]
+    for _ in range(3):
+        columns = [sum(row[k] for row in q) for k in range(len(q[0]))]
+        q = [[value / columns[k] for k, value in enumerate(row)] for row in q]
+        q = [[value / sum(row) for value in row] for row in q]
+    return q
+
+
+def slow_swav(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    scores = [unit(view) @ unit(objective.prototypes).T for view in z]
+    codes = [slow_codes(score) for score in scores[:2]]
+
+    def entropy(answer: Tensor, code: list[list[float]]) -> float:
+        found = [(row / T).tolist() for row in answer]
+        return -sum(
+            value * math.log(share(found[i], k))
+            for i, row in enumerate(code)
+            for k, value in enumerate(row)
+        ) / len(code)
+
+    return slow_pairs(scores, codes, entropy) / 2
+
+
+def slow_neighbours(z: Tensor, support: Tensor, count: int) -> Tensor:
+    return torch.stack(
+        [torch.stack(sorted(support, key=lambda s, row=row: -float(s @ row))[:count]) for row in z]
+    )
+
+
+def slow_nnclr(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    answers = [unit(objective.predictor(view)) for view in z]
+    found = [slow_neighbours(unit(view), objective.support.keys, 1)[:, 0] for view in z]
+    return (slow_find(found[0], answers[1], T) + slow_find(found[1], answers[0], T)) / 2
+
+
+def slow_all4one(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    """Equations 1 to 6 of the paper: a sequence after the other, a feature after the other."""
+    keys, place = list(beside.targets), sinusoids(5, D).double()
+    near = [slow_neighbours(key, objective.support.keys, 5) for key in keys]
+    answers = [unit(objective.predictor(view)) for view in z]
+    shifts = [objective.second_predictor(view) for view in z]
+
+    def centroids(sequences: list[list[Tensor]]) -> Tensor:
+        inputs = [torch.stack([x + place[i] for i, x in enumerate(some)]) for some in sequences]
+        return unit(torch.stack([objective.centroid(some[None])[0, 0] for some in inputs]))
+
+    nnclr = centroid = on = off = 0.0
+    for one, other in ((0, 1), (1, 0)):
+        nnclr += slow_find(near[one][:, 0], answers[other], T) / 2
+        plain = centroids([list(some) for some in near[one]])
+        shifted = [[shifts[other][i], *near[other][i][:4]] for i in range(B)]
+        centroid += slow_find(plain, centroids(shifted), 0.1) / 2
+        a, b = keys[one], z[other]
+        for j in range(D):
+            for k in range(D):
+                cosine = float(a[:, j] @ b[:, k] / (a[:, j].norm() * b[:, k].norm()))
+                if j == k:
+                    on += (1 - cosine) ** 2 / (2 * D)
+                else:
+                    off += cosine**2 / (2 * D * (D - 1))
+    feature = (0.5 * math.sqrt(on) + 0.5 * math.sqrt(off)) * 10
+    return 0.5 * nnclr + 0.5 * centroid + 0.5 * feature
+
+
+def slow_vicreg(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    """Equation 6 of VICReg with its weights 25, 25, 1."""
+    first, second = z[:2]
+    invariance = sum(float((first[i] - second[i]) @ (first[i] - second[i])) for i in range(B))
+    total = 25 * invariance / (B * D)
+    for view in (first, second):
+        centred = view - view.mean(0)
+        covariance = [
+            [float(centred[:, j] @ centred[:, k]) / (B - 1) for k in range(D)] for j in range(D)
+        ]
+        total += sum(25 * max(0, 1 - math.sqrt(covariance[j][j] + 1e-4)) / D for j in range(D))
+        total += sum(covariance[j][k] ** 2 / D for j in range(D) for k in range(D) if j != k)
+    return total
+
+
+def slow_stablerep(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    """The multi-positive cross-entropy: all views of an anchor are equally likely."""
+    rows, places = torch.cat([unit(view) for view in z]), range(len(z) * B)
+    total = 0.0
+    for i in places:
+        others = [j for j in places if j != i]
+        scores = [float(rows[i] @ rows[j]) / T for j in others]
+        mine = [n for n, j in enumerate(others) if j % B == i % B]
+        total -= sum(math.log(share(scores, n)) for n in mine) / len(mine)
+    return total / len(places)
+
+
+def slow_ft_moco(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    """Equations 5 and 6 of feature transformation in MoCo's loss, one row after the other."""
+    total = 0.0
+    torch.manual_seed(5)
+    for query, key, queue in (
+        (unit(z[0]), beside.targets[1], objective.second.keys),
+        (unit(z[1]), beside.targets[0], objective.first.keys),
+    ):
+        amount = draw_beta(2.0, key) + 1
+        kept, partner = draw_beta(1.6, queue), draw_partners(queue)
+        mixed = [kept[n] * queue[n] + (1 - kept[n]) * queue[partner[n]] for n in range(len(queue))]
+        for i in range(B):
+            harder_query = amount[i] * query[i] + (1 - amount[i]) * key[i]
+            harder_key = amount[i] * key[i] + (1 - amount[i]) * query[i]
+            scores = [harder_query @ harder_key, *(query[i] @ n for n in mixed)]
+            total -= math.log(share([float(s) / T for s in scores], 0)) / (2 * B)
+    return total
+
+
+def slow_ft_simclr(objective: Objective, z: list[Tensor], beside: Beside) -> float:
+    """The same in SimCLR's loss, where negatives are mixtures of the batch's other rows."""
+    torch.manual_seed(5)
+    first, second = unit(z[0]), unit(z[1])
+    rows, total = torch.cat([first, second]), 0.0
+    amount, kept = draw_beta(2.0, first) + 1, draw_beta(1.6, rows)
+    partner = draw_partners(rows).tolist()
+    for i in range(2 * B):
+        m, twin = amount[i % B], rows[(i + B) % (2 * B)]
+        harder = (m * rows[i] + (1 - m) * twin) @ (m * twin + (1 - m) * rows[i])
+        negatives = [
+            rows[i] @ (kept[n] * rows[n] + (1 - kept[n]) * rows[partner[n]])
+            for n in range(2 * B)
+            if n % B != i % B and partner[n] % B != i % B
+        ]
+        total -= math.log(share([float(s) / T for s in (harder, *negatives)], 0)) / (2 * B)
+    return total
+
+
+SLOW: dict[str, Slow] = {
+    "byol": slow_byol,
+    "mocov3": slow_mocov3,
+    "dino": slow_dino,
+    "swav": slow_swav,
+    "nnclr": slow_nnclr,
+    "all4one": slow_all4one,
+    "vicreg": slow_vicreg,
+    "stablerep": slow_stablerep,
+    "ft-moco": slow_ft_moco,
+    "ft-simclr": slow_ft_simclr,
+}
+THREE_VIEWS = ("byol", "mocov3", "dino", "swav", "stablerep")
+
+
+@pytest.mark.parametrize("method", SLOW)
+def test_a_whole_loss_is_its_papers_sum_and_its_gradient_is_right(method: str) -> None:
+    objective = make(method)
+    beside = Beside([unit(draw(B, 3)), unit(draw(B, 4))])
+    z = [draw(B, n).requires_grad_() for n in range(3 if method in THREE_VIEWS else 2)]
+
+    def loss(*views: Tensor) -> Tensor:
+        torch.manual_seed(5)  # what feature transformation draws
+        return objective.loss(views, beside)
+
+    with torch.no_grad():
+        expected = SLOW[method](objective, [view.detach() for view in z], beside)
+    assert float(loss(*z).detach()) == pytest.approx(expected, rel=1e-5)
+    if method == "swav":  # its codes are constants of the gradient, not of the loss
+        return
+    assert torch.autograd.gradcheck(loss, z, atol=1e-4)
+
+
+def test_swavs_codes_take_no_gradient() -> None:
+    """The gradient is that of predicting codes which were written down beforehand."""
+    objective = make("swav")
+    z = [draw(B, n).requires_grad_() for n in range(2)]
+    (found,) = torch.autograd.grad(objective.loss(z, Beside()), z[:1])
+    scores = [unit(view) @ unit(objective.prototypes).T for view in z]
+    codes = [torch.tensor(slow_codes(score.detach())).double() for score in scores]
+    terms = [code * (s / T).log_softmax(1) for code, s in zip(codes, scores[::-1], strict=True)]
+    (expected,) = torch.autograd.grad(-sum(term.sum() for term in terms) / (2 * B), z[:1])
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_order_of_a_batch_does_not_matter_to_transformed_features() -> None:
+    """When every row takes what was drawn for it along."""
+    first, second = unit(draw(B, 0)), unit(draw(B, 1))
+    rows, order = torch.cat([first, second]), torch.randperm(B)
+    amount, kept, partner = draw_beta(2.0, first) + 1, draw_beta(1.6, rows), draw_partners(rows)
+    both = torch.cat([order, order + B])  # row n of the new batch was row both[n]
+    moved = moved_nt_xent(
+        first[order], second[order], amount[order], kept[both], both.argsort()[partner[both]], T
+    )
+    torch.testing.assert_close(moved, moved_nt_xent(first, second, amount, kept, partner, T))
+
+
+@pytest.mark.parametrize("method", ["nnclr", "all4one"])
+def test_a_positive_as_neighbour_is_a_target_without_gradient(method: str) -> None:
+    """It stands where the support set's nearest would, which then has no say."""
+    objective = make(method)
+    beside = Beside([unit(draw(B, 3)), unit(draw(B, 4))])
+    z = [draw(B, n).requires_grad_() for n in range(2)]
+    positives = [draw(B, 7 + n).requires_grad_() for n in range(5)]
+
+    def loss(count: int) -> Tensor:
+        return loss_terms(objective, z, positives[:count], "neighbour", beside)["contrastive"]
+
+    with_positives = loss(5)
+    with_positives.backward()
+    assert all(positive.grad is None for positive in positives)
+    assert all(bool((view.grad != 0).any()) for view in z)
+    assert float(loss(1).detach()) != pytest.approx(float(with_positives.detach()), rel=1e-6)
+    objective.support.keys.copy_(unit(draw(12, 9)))
+    torch.testing.assert_close(loss(5), with_positives)
+    positives[0].data.copy_(draw(B, 10))
+    assert not torch.allclose(loss(5), with_positives)
+
+
+def test_a_support_set_smaller_than_the_neighbours_is_refused() -> None:
+    objective = make_objective(replace(CONFIG, method="all4one", batch=4, queue=4), Linear(3, D))
+    views = [torch.randn(4, D), torch.randn(4, D)]
+    with pytest.raises(ValueError, match="support set of 4 has no 5 neighbours"):
+        objective.loss(views, Beside([unit(view) for view in views]))
