@@ -66,10 +66,15 @@ def _timm(name: str, stem: str, image_size: int | None) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
-    sized = timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size
-    more = {"img_size": image_size} if sized and image_size else {}
+    more = {"img_size": image_size} if _one_size(name) and image_size else {}
     model: nn.Module = timm.create_model(name, num_classes=0, **more)
     return model
+
+
+def _one_size(name: str) -> bool:
+    import timm
+
+    return bool(timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size)
 
 
 def feature_dim(arch: str, backbone: nn.Module) -> int:
@@ -122,6 +127,9 @@ class ProjectedEncoder(nn.Module):
     def __init__(self, config: TrainConfig, image_size: int | None = None) -> None:
         super().__init__()
         self.backbone = build_backbone(config.arch, config.stem, image_size)
+        timm_name = config.arch.partition(_TIMM)[2]
+        if config.local_crops and timm_name and _one_size(timm_name):
+            raise ValueError(f"local crops are smaller images, and {config.arch} takes one size")
         self.split = config.bn_mode == "split"
         width = feature_dim(config.arch, self.backbone)
         self.projector = build_projector(

@@ -89,6 +89,14 @@ def test_an_unknown_network_is_refused(arch: str, stem: str, message: str) -> No
         build_backbone(arch, stem)
 
 
+def test_local_crops_are_refused_where_images_have_one_size() -> None:
+    config = TrainConfig(
+        arch="timm:test_vit", stem="imagenet", method="dino", local_crops=2, crop_min=0.4
+    )
+    with pytest.raises(ValueError, match="smaller images, and timm:test_vit takes one size"):
+        ProjectedEncoder(config, image_size=32)
+
+
 def test_the_extra_is_named_where_timm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # as Python marks a module that is not there
     with pytest.raises(ValueError, match=r"pip install 'clsp\[timm\]'"):

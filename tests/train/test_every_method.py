@@ -30,7 +30,7 @@ MORE = {
     "all4one": ["--layers=3", "--projector-bn=all", "--blur-p=0.5"],
     "vicreg": ["--layers=3", "--projector-bn=hidden"],
     "swav": ["--local-crops=2", "--crop-min=0.14"],
-    "dino": ["--local-crops=3", "--crop-min=0.4", "--local-size=6"],
+    "dino": ["--local-crops=3", "--crop-min=0.4", "--local-size=6", "--chunk=4"],
     "moco": ["--no-augment-positives", "--bn-mode=split"],
 }
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import random
 import shutil
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from clsp.train import load_encoder
 from clsp.train.checkpoint import CheckpointError, load_checkpoint
 from clsp.train.config import TrainConfig
 from clsp.train.loop import train
+from clsp.train.options import RunOptions
 
 TINY = TrainConfig(
     arch="resnet-tiny",
@@ -176,23 +177,42 @@ def test_the_controls_third_view_is_another_view_of_the_anchor(
     assert not torch.allclose(views[2], views[0])
 
 
-def test_a_collapse_is_announced(
+def test_a_warm_up_of_lambda_alone_avoids_the_collapse(
     digit_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The paper's setting from the first step, at a rate far too large for this network."""
-    collapsing = replace(TINY, lr=0.5, lambda_=20.0, lr_warmup=0, epochs=6)
-    train(collapsing, digit_set.folder, tmp_path / "collapsed", cache=tmp_path)
+    """Strong from the first step, the term draws all images to one point, and there they stay."""
+    strong = replace(
+        TINY,
+        positive="real",
+        crop_min=0.6,
+        jitter_p=0.0,
+        grey_p=0.0,
+        flip_p=0.0,
+        hidden=64,
+        dim=16,
+        epochs=40,
+        batch=20,
+        lr=0.1,
+        lr_warmup=0,
+        lambda_=20.0,
+        save_every=80,
+    )
+    quiet = RunOptions(trackers=())
+    train(strong, digit_set.folder, tmp_path / "strong", cache=tmp_path, options=quiet)
     text = capsys.readouterr().err
     assert "the encoder has collapsed: embedding std 0.0" in text
-    assert "chance is 2.708" in text  # ln(15)
+    assert "chance is 3.664" in text  # ln(2 * 20 - 1)
     assert "--lambda-warmup" in text
-    # A wider projector, at a rate that moves little in 15 steps: about as spread as at first.
-    sound = replace(TINY, hidden=64, lr=1e-4, lr_warmup=0, lambda_warmup=3)
-    train(sound, digit_set.folder, tmp_path / "sound", cache=tmp_path)
+    end = rows(tmp_path / "strong")[-1]
+    assert end["contrastive"] == pytest.approx(math.log(39), abs=1e-2)
+    assert max(end["positive"], end["embedding_std"]) < 0.05
+    warmed = replace(strong, lambda_warmup=40)
+    train(warmed, digit_set.folder, tmp_path / "warmed", cache=tmp_path, options=quiet)
     assert "collapsed" not in capsys.readouterr().err
-    spread = [row["embedding_std"] for row in rows(tmp_path / "sound")]
-    assert statistics.median(spread) > 0.15
-    assert max(row["embedding_std"] for row in rows(tmp_path / "collapsed")[6:]) < 0.05
+    end = rows(tmp_path / "warmed")[-1]
+    assert end["lambda"] > 19
+    assert end["contrastive"] < math.log(39) - 0.3
+    assert end["embedding_std"] > 0.2
 
 
 def test_another_config_or_set_is_refused(
