@@ -45,7 +45,7 @@ CASES = {
     "dino": replace(TINY, method="dino", positive_as="view"),
     # Where batch norm sees all ranks, it need not be left out. It magnifies what rounding differs
     # by, as All4One's transformer does: hence their small rates.
-    "simclr-bn": replace(TINY, projector_bn="hidden", lr=1e-3),
+    "simclr-bn": replace(TINY, lr=1e-3),
     "moco-bn": replace(TINY, method="moco", lr=1e-3),
 }
 
