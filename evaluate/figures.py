@@ -63,6 +63,33 @@ def scores_figure(scores: Mapping[str, Sequence[float]], label: str) -> Figure:
     return figure
 
 
+def groups_figure(scores: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
+    """Plot scores of several arms by group, a line a group, a dot a seed, a bar an arm's mean.
+
+    scores: by arm and group, one number a seed; label: what they are.
+    """
+    groups = list(dict.fromkeys(group for of_arm in scores.values() for group in of_arm))
+    figure = Figure(figsize=(8, 0.42 * len(groups) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    step = 0.7 / max(1, len(scores))
+    for number, (arm, of_arm) in enumerate(scores.items()):
+        shift = (number - (len(scores) - 1) / 2) * step
+        rows = [groups.index(group) + shift for group in of_arm]
+        means = [float(np.mean(values)) for values in of_arm.values()]
+        color = f"C{number}"
+        axes.plot(means, rows, "|", color=color, markersize=8, markeredgewidth=2, label=arm)
+        for row, values in zip(rows, of_arm.values(), strict=True):
+            axes.plot(values, [row] * len(values), "o", color=color, alpha=0.5, markersize=4)
+    axes.set_yticks(range(len(groups)), groups)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.3)
+    _plain(axes)
+    if len(scores) > 1:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix, (C, C) counts with the true classes in rows, as shares of rows."""
     total = confusion.sum(axis=1, keepdims=True)

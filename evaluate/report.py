@@ -64,11 +64,19 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write the report as one HTML file, and its figures as files of `figures` beside it."""
     keep = path.parent / "figures"
-    parts = [heading("Accuracy"), _table(report.arms), *map(note, report.notes)]
+    parts = [
+        heading("Accuracy"),
+        table(*score_rows(report.arms)),
+        note(f"Percent of held-out images; {spread_note(report.arms)}."),
+        *map(note, report.notes),
+    ]
     if len(report.arms) > 1:
         label = f"{score_name(report.main)} accuracy, percent; a dot is a seed, a line the mean"
         scores = {arm.name: arm.scores(report.main) for arm in report.arms}
-        parts += [_comparison(report), picture(scores_figure(scores, label), label, keep, "scores")]
+        parts += [
+            comparison(report.arms, report.main),
+            picture(scores_figure(scores, label), label, keep, "scores"),
+        ]
     curves = {arm.name: arm.results[0].curves for arm in report.arms if arm.results[0].curves}
     if curves:
         parts += [
@@ -93,8 +101,12 @@ def score_name(name: str) -> str:
     return _NAMES.get(name, name.replace("_", " "))
 
 
-def _table(arms: Sequence[Arm]) -> str:
-    # Of encoders measured at different times, the scores that all of them have.
+def score_rows(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
+    """Return a table's head and rows: an arm a row, mean and deviation over its seeds a cell.
+
+    Of encoders measured at different times, the scores that all of them have. With several arms a
+    cell that is the best of its column ends with "*".
+    """
     names = [
         n for n in arms[0].results[0].scores if all(n in r.scores for a in arms for r in a.results)
     ]
@@ -115,20 +127,36 @@ def _table(arms: Sequence[Arm]) -> str:
                 text += f" ± {np.std(values, ddof=1):.1f}"
             cells.append(text + "*" * (len(arms) > 1 and mean == best[name]))
         rows.append(cells)
+    return ["", *map(score_name, ordered)], rows
+
+
+def spread_note(arms: Sequence[Arm]) -> str:
+    """Return in words what a cell of `score_rows` is."""
     counts = sorted({len(arm.results) for arm in arms})
-    of = f"mean and standard deviation of {' or '.join(map(str, counts))} seeds"
-    return table(["", *map(score_name, ordered)], rows) + note(
-        f"Percent of held-out images; {of if counts != [1] else 'one seed'}."
-    )
+    if counts == [1]:
+        return "one seed"
+    return f"mean and standard deviation of {' or '.join(map(str, counts))} seeds"
 
 
-def _comparison(report: Report) -> str:
-    """Say for each arm how it differs from the first one, seed by seed, and whether it is noise."""
-    first, *others = report.arms
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table for a terminal, which is Markdown too; bold where a cell ends with "*"."""
+    bold = [[f"**{c[:-1]}**" if c.endswith("*") else c for c in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *bold, strict=True)]
+    lines = [head, ["-" * max(3, width) for width in widths], *bold]
+    padded = ([c.ljust(max(3, w)) for c, w in zip(line, widths, strict=True)] for line in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in padded)
+
+
+def comparison(arms: Sequence[Arm], main: str) -> str:
+    """Say for each arm how it differs from the first one, seed by seed, and whether it is noise.
+
+    main: the score to compare by. Returns HTML.
+    """
+    first, *others = arms
     key = (len(first.results), first.seeds)
     paired = [arm for arm in others if (len(arm.results), arm.seeds) == key]
     found = significance.paired_differences(
-        first.scores(report.main), [arm.scores(report.main) for arm in paired]
+        first.scores(main), [arm.scores(main) for arm in paired]
     )
     lines = []
     for arm, difference in zip(paired, found, strict=True):
@@ -138,7 +166,7 @@ def _comparison(report: Report) -> str:
             beyond = "beyond noise" if difference.beyond_noise else "not beyond noise"
             verdict = f"p = {difference.p:.3f}, {beyond}"
         lines.append(
-            f"{arm.name}: {np.mean(difference.each):+.1f} points of {score_name(report.main)} "
+            f"{arm.name}: {np.mean(difference.each):+.1f} points of {score_name(main)} "
             f"against {first.name} ({each} in the seeds; better in "
             f"{sum(value > 0 for value in difference.each)} of {len(difference.each)}); {verdict}"
         )

@@ -186,13 +186,7 @@ class _Folder:
         return str(self._paths[index])
 
     def read(self, index: int) -> Image.Image:
-        path = self._root / self._paths[index]
-        try:
-            with Image.open(path) as image:
-                image.load()
-                return to_rgb(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{path} cannot be read as an image: {error}") from error
+        return read_image(self._root / self._paths[index])
 
     def file_sha256(self, index: int) -> str:
         return hashlib.sha256((self._root / self._paths[index]).read_bytes()).hexdigest()
@@ -247,6 +241,16 @@ class _Torchvision:
 
     def file_sha256(self, index: int) -> None:
         return None
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return an image file in mode RGB. Raises ImageError naming a file that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path} cannot be read as an image: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
