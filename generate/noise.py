@@ -35,9 +35,12 @@ class Noise(Protocol):
 
 def keyed_generator(seed: int, key: str, positive: int | None, step: int) -> torch.Generator:
     """Return the CPU generator of one row; `positive` None is the anchor's own noise."""
+    return torch.Generator().manual_seed(_number(seed, key, positive, step))
+
+
+def _number(seed: int, key: str, positive: int | None, step: int) -> int:
     name = json.dumps([seed, key, positive, step]).encode()
-    number = int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True)
-    return torch.Generator().manual_seed(number)
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "little", signed=True)
 
 
 class KeyedNoise:
@@ -76,5 +79,9 @@ class KeyedNoise:
         return (low + (high - low) * shares).to(self.device)
 
     def _draw(self, positive: int | None, step: int) -> Tensor:
-        rows = [torch.randn(self.shape, generator=g) for g in self.generators(positive, step)]
-        return torch.stack(rows).to(self.device)
+        # What keyed_generator's generators draw, but in half the time: a fast GPU waits for this.
+        drawn, generator = torch.empty(len(self.keys), *self.shape), torch.Generator()
+        for key, row in zip(self.keys, drawn, strict=True):
+            generator.manual_seed(_number(self.seed, key, positive, step))
+            torch.randn(self.shape, generator=generator, out=row)
+        return drawn.to(self.device)

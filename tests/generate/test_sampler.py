@@ -13,7 +13,7 @@ from benchmarks.common import tiny_unet
 from clsp.generate.bottleneck import Denoise, find_site, list_sites
 from clsp.generate.config import GenerateConfig
 from clsp.generate.families import unet_run
-from clsp.generate.noise import KeyedNoise
+from clsp.generate.noise import INITIAL, KeyedNoise, keyed_generator
 from clsp.generate.sampler import NotFinite, make_scheduler, sample_positives
 
 SCHEDULERS = get_args(get_type_hints(GenerateConfig)["scheduler"])
@@ -194,6 +194,18 @@ def test_mixing_can_be_limited_to_a_range_of_timesteps(unet: UNet2DModel) -> Non
     late = positives(unet, mix_timesteps=(0, 500))
     assert not torch.equal(late, everywhere)
     assert not torch.equal(late, nowhere)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 3, 5), (3, 8, 8)])
+def test_each_row_of_noise_is_its_own_generators(shape: tuple[int, ...]) -> None:
+    noise = KeyedNoise(7, KEYS, shape, "cpu")
+    for found, positive, step in (
+        (noise.initial(2), 2, INITIAL),
+        (noise.anchor(5), None, 5),
+        (noise.step(1, 3), 1, 3),
+    ):
+        rows = [keyed_generator(7, key, positive, step) for key in KEYS]
+        assert torch.equal(found, torch.stack([torch.randn(shape, generator=g) for g in rows]))
 
 
 def test_what_is_not_finite_is_found_with_its_step(unet: UNet2DModel) -> None:
