@@ -70,6 +70,13 @@ class _Slice(click.ParamType["slice[Any, Any, Any]"]):
 @click.option("--images", required=True, help="Image source, e.g. digits or folder:PATH.")
 @click.option("--model", required=True, help="Diffusers folder or hub id, or a reference .pt file.")
 @click.option("--out", required=True, help="The set's folder, or s3://BUCKET/PREFIX.")
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Pixels a side that a reference .pt file was trained for, which does not say it.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: GPUs or cores.")
 @click.option(
@@ -101,6 +108,7 @@ def main(
     images: str,
     model: str,
     out: str,
+    image_size: int,
     device: str,
     workers: int | None,
     engine: str,
@@ -124,20 +132,22 @@ def main(
     config = build_config(GenerateConfig, options)
     try:
         if config.site == "list":
-            click.echo(_sites(model))
+            click.echo(_sites(model, image_size))
             return
-        if inspect:
-            click.echo(_inspect(config, images, model, out, inspect, _devices(device, 1)[0]))
-            return
-        if dry_run:
+        if inspect or dry_run:
+            inputs = open_inputs(config, images, model, image_size=image_size, download=download)
             devices = _devices(device, workers)
-            click.echo(_cost(config, images, model, devices, probe, download, compiled))
+            if inspect:
+                click.echo(_inspect(*inputs, out, inspect, devices[0]))
+            else:
+                click.echo(_cost(*inputs, devices, probe, compiled))
             return
         generate(
             config,
             images,
             model,
             out,
+            image_size=image_size,
             device=device,
             workers=workers,
             engine=engine,
@@ -157,6 +167,7 @@ def generate(
     model: str,
     out: str | Path,
     *,
+    image_size: int = 32,
     device: str = "auto",
     workers: int | None = None,
     engine: str = "local",
@@ -167,6 +178,7 @@ def generate(
 ) -> None:
     """Make the shard set of `config` at `out`, or what is missing of it.
 
+    image_size: of a reference checkpoint, which does not say it.
     engine: "local" runs `workers` processes of this machine, or this process as one rank where a
     launcher (`accelerate launch`, torchrun) set RANK and WORLD_SIZE; "ray" runs `workers` actors of
     the Ray cluster at `address`.
@@ -185,7 +197,9 @@ def generate(
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is none of {', '.join(ENGINES)}")
     output = open_output(str(out))
-    config, source, opened = open_inputs(config, images, model, download=download)
+    config, source, opened = open_inputs(
+        config, images, model, image_size=image_size, download=download
+    )
     plan = make_plan(config, ModelInfo(opened.sha256, opened.image_size), source)
     rank, world, local_rank = launched_ranks()
     claim(plan, output)
@@ -226,10 +240,16 @@ def generate(
 
 
 def open_inputs(
-    config: GenerateConfig, images: str, model: str, *, download: bool = False
+    config: GenerateConfig,
+    images: str,
+    model: str,
+    *,
+    image_size: int = 32,
+    download: bool = False,
 ) -> tuple[GenerateConfig, ImageSource, DiffusionModel]:
     """Open images and model; return them, and the config with the site's path in this model.
 
+    image_size: of a reference checkpoint, which does not say it.
     Raises ValueError when one of them cannot be opened, or does not suit the others.
     """
     from ..shards.images import open_images
@@ -237,7 +257,7 @@ def open_inputs(
     from .diffusion import open_model
 
     source = open_images(images, download=download)
-    opened = open_model(model)
+    opened = open_model(model, image_size=image_size)
     opened.check_labels(len(source.classes) if source.classes else None, config.guidance)
     if config.site == "middle":
         config = replace(config, site=opened.site)
@@ -245,11 +265,11 @@ def open_inputs(
     return config, source, opened
 
 
-def _sites(model: str) -> str:
+def _sites(model: str, image_size: int) -> str:
     """Return a line for each module that can be mixed: its path, and the shape of its output."""
     from .diffusion import open_model
 
-    opened = open_model(model)
+    opened = open_model(model, image_size=image_size)
     rows = [
         f"{path:48} {' x '.join(map(str, shape))}{'  (middle)' * (path == opened.site)}"
         for path, shape in opened.sites().items()
@@ -259,11 +279,10 @@ def _sites(model: str) -> str:
 
 def _cost(
     config: GenerateConfig,
-    images: str,
-    model: str,
+    source: ImageSource,
+    opened: DiffusionModel,
     devices: list[str],
     probe: float,
-    download: bool,
     compiled: bool,
 ) -> Cost:
     import torch
@@ -271,7 +290,6 @@ def _cost(
     from .cost import estimate
     from .job import THREADS
 
-    config, source, opened = open_inputs(config, images, model, download=download)
     torch.set_num_threads(THREADS)
     opened.to(devices[0], getattr(torch, config.dtype), channels_last=config.channels_last)
     return estimate(
@@ -286,14 +304,18 @@ def _cost(
 
 
 def _inspect(
-    config: GenerateConfig, images: str, model: str, out: str, anchors: int, device: str
+    config: GenerateConfig,
+    source: ImageSource,
+    opened: DiffusionModel,
+    out: str,
+    anchors: int,
+    device: str,
 ) -> str:
     import torch
 
     from .inspection import as_json, describe, inspect
     from .output import open_output
 
-    config, source, opened = open_inputs(config, images, model)
     opened.to(device, getattr(torch, config.dtype), channels_last=config.channels_last)
     results, sheet = inspect(config, opened, source, anchors=anchors, device=device)
     output = open_output(out)

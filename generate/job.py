@@ -74,7 +74,11 @@ class Worker:
         self.job, self.device = job, torch.device(device)
         self.source = open_images(job.images)
         model = open_model(
-            job.model, device, getattr(torch, config.dtype), channels_last=config.channels_last
+            job.model,
+            device,
+            getattr(torch, config.dtype),
+            job.plan.model.image_size,
+            channels_last=config.channels_last,
         )
         if model.sha256 != job.plan.model.sha256:
             raise ValueError(f"model {job.model} changed since the set was planned")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from clsp.generate.__main__ import main
 from clsp.generate.bottleneck import encode_to_site, find_site
 from clsp.generate.config import GenerateConfig
 from clsp.generate.convert import unet_from_reference
@@ -173,6 +178,21 @@ def test_it_says_its_labels_and_noise_levels(checkpoint: Path) -> None:
     model.check_labels(CLASSES, 1.8)
     assert model.scheduler_config["beta_end"] == 0.028
     assert model.scheduler_config["num_train_timesteps"] == T
+
+
+def test_a_set_has_the_size_that_was_given(
+    checkpoint: Path, digit_folder: Path, tmp_path: Path
+) -> None:
+    """The file does not say it; plan and workers know it."""
+    arguments = [f"--images=folder:{digit_folder}", f"--model={checkpoint}", f"--out={tmp_path}"]
+    flags = ["--positives=1", "--steps=1", "--shard-size=30", "--shards=0:1", "--image-size=8"]
+    result = CliRunner().invoke(main, [*arguments, *flags, "--device=cpu", "--workers=1"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "plan.json").read_text())["model"]["image_size"] == 8
+    with tarfile.open(tmp_path / "data" / "train-00000.tar") as tar:
+        for member in tar.getmembers():
+            if member.name.endswith(".png"):
+                assert Image.open(tar.extractfile(member)).size == (8, 8)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler"])  # timesteps as integers and as floats
