@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from clsp.shards.check import ShardError
@@ -37,7 +38,11 @@ def read_all(address: str, cache: Path, limit: int, seed: int) -> None:
 
 def _unfinished(cache: Path) -> set[tuple[Path, int]]:
     """Return the unfinished downloads of a cache, each with the time it was last written."""
-    return {(path, path.stat().st_mtime_ns) for path in cache.rglob("??/.*.part")}
+    found = set()
+    for path in cache.rglob("??/.*.part"):
+        with suppress(FileNotFoundError):  # it was finished meanwhile
+            found.add((path, path.stat().st_mtime_ns))
+    return found
 
 
 def kill_readers(shards: ShardSet, cache: Path, trials: int) -> dict[str, int]:
