@@ -241,7 +241,9 @@ def save_sums(folder: Path, manifest: Manifest) -> None:
     }
     first, *shards = _known_sums(manifest).items()
     lines = [f"{sha256}  {name}\n" for name, sha256 in (first, *companions.items(), *shards)]
-    write_atomic(folder / "SHA256SUMS", "".join(lines).encode())
+    path, data = folder / "SHA256SUMS", "".join(lines).encode()
+    if not path.is_file() or path.read_bytes() != data:  # else a push would wait for the disk
+        write_atomic(path, data)
 
 
 def parse_sums(data: bytes, manifest: Manifest) -> dict[str, str]:

@@ -26,7 +26,7 @@ from .remote import (
     split_hub,
 )
 
-THREADS = 4  # files in flight at once: one is read while another is hashed or written
+THREADS = 8  # files in flight at once: some are read and hashed while the disk writes others
 _LARGEST_S3 = 5 * 2**30  # bytes S3 takes in one request, and so under one checksum
 _FILES_A_COMMIT = 64
 
