@@ -103,7 +103,7 @@ def make_view(
             chosen = drawn.jitter & (drawn.order[:, place] == number)
             _apply(x, chosen, operation, drawn.factors[:, number])
     _apply(x, drawn.grey, lambda part, _: grey(part).expand_as(part))
-    _apply(x, drawn.blur, lambda part, sigma: blur(part, sigma), drawn.sigma)
+    _apply(x, drawn.blur, blur, drawn.sigma)
     _apply(x, drawn.solarize, lambda part, _: solarize(part))
     return _normalise(x, config)
 
@@ -232,11 +232,8 @@ def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur (B, 3, H, H) by a Gaussian of deviation `sigma` (B, 1, 1, 1); edges are repeated.
-
-    Its reach is 8 pixels, four times the largest sigma drawn.
-    """
-    reach, side = 8, x.shape[-1]
+    """Blur (B, 3, H, H) by a Gaussian of deviation `sigma` (B, 1, 1, 1); edges are repeated."""
+    reach, side = int(4 * _SIGMA[1]), x.shape[-1]
     offset = torch.arange(-reach, reach + 1, device=x.device)
     weight = (-0.5 * (offset / sigma.view(-1, 1)).square()).exp()
     weight = weight / weight.sum(dim=1, keepdim=True)  # (B, 17)
