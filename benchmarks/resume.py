@@ -2,6 +2,8 @@
 
     python -m benchmarks.resume --cuts 5000
 
+or in pieces, `--cuts 1000 --seed N --add` for several N.
+
 An undisturbed run of one rank is read once: images, keys, and all augmented views. Then lives of
 the same run: at each cut it is dropped, with whatever its workers had read ahead, and gone on with
 by another number of ranks and of loader processes.
@@ -9,6 +11,7 @@ by another number of ranks and of loader processes.
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 import time
@@ -19,6 +22,7 @@ import click
 import numpy as np
 import torch
 
+from clsp.evaluate.about import commit
 from clsp.shards.images import encode_image, load_pixels, open_images
 from clsp.shards.reader import ShardSet
 from clsp.shards.record import Record
@@ -93,21 +97,28 @@ def count_equal(folder: Path, cuts: int, seed: int) -> tuple[int, int, int]:
 @click.command()
 @click.option("--cuts", default=5000, show_default=True, type=click.IntRange(min=1))
 @click.option("--seed", default=0, show_default=True)
+@click.option("--add", is_flag=True, help="Add to the result of other seeds at this commit.")
 @click.option("--results", default=RESULTS, type=click.Path(path_type=Path))
-def main(cuts: int, seed: int, results: Path) -> None:
+def main(cuts: int, seed: int, add: bool, results: Path) -> None:
     """Count the batches that are bit-equal to an undisturbed run's after random cuts."""
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         read, equal, lives = count_equal(Path(folder), cuts, seed)
+    counts = {"cuts": cuts, "lives": lives, "batches": read, "bit_equal": equal}
+    counts["seconds"] = round(time.monotonic() - began)
+    seeds = [seed]
+    if add and (path := results / "resume.json").is_file():
+        earlier = json.loads(path.read_text())
+        if earlier["commit"] != commit() or seed in earlier["seeds"]:
+            raise click.UsageError(f"{path} is of another commit, or has seed {seed} already")
+        counts = {name: value + earlier[name] for name, value in counts.items()}
+        seeds = [*earlier["seeds"], seed]
     values = {
-        "cuts": cuts,
+        "seeds": seeds,
         "worlds": sorted(set(WORLDS)),
         "workers": sorted(set(WORKERS)),
-        "lives": lives,
-        "batches": read,
-        "bit_equal": equal,
-        "seconds": round(time.monotonic() - began),
+        **counts,
     }
     report("resume", values, results)
     if equal != read:
