@@ -1,12 +1,14 @@
 """How fast training is fed, what a step costs, and what is read for it.
 
-    python -m benchmarks.train --images cifar10:data
+    python -m benchmarks.train --images cifar10:data                                     # a CPU
+    python -m benchmarks.train --images cifar10:data --step-batch 1024 --epochs 20       # a GPU
 
 Input, on one core: tuples a second, against a loader that works as the reference implementation
 does, one PIL image at a time and six augmentations for the three views that are used. Step: a whole
 optimiser step in float32 and eager, against the fast settings, and with constant tensors in place
 of real input. Bytes: what a tuple costs to read from local shards, against its two images. Memory:
-the peak of a rank that trains on ten million records, against one with a thousandth of them.
+the peak of a rank that trains on ten million records, against one with a thousandth of them. With
+--epochs, also the time of a whole run on 50,000 tuples.
 """
 
 from __future__ import annotations
@@ -35,16 +37,18 @@ from clsp.shards.store import index_folder
 from clsp.shards.writer import write_shard
 from clsp.train.config import TrainConfig
 from clsp.train.encoder import ProjectedEncoder
+from clsp.train.loop import train
 from clsp.train.objectives.positive import positive_term
 from clsp.train.objectives.simclr import nt_xent
 from clsp.train.optimizers import build_optimizer
+from clsp.train.options import RunOptions
 from clsp.train.tuples import TupleBatches, decoded_set, load_tuples
 from clsp.train.views import make_views
 
 from .common import alternate, report
 from .memory import measure_memory
 
-POSITIVES = 8
+POSITIVES, A_SHARD = 8, 10_000
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -54,12 +58,13 @@ def write_set(folder: Path, images: str, samples: int, size: int) -> ShardSet:
     rows = np.arange(samples + POSITIVES) % len(source)
     encoded = [encode_image(image, "png") for image in load_pixels(source, rows.tolist(), size)]
     hashes = {"source": images, "w": 0.1, "seed": 0}  # a JSON of about the real length
-    records = (
-        Record(f"image-{n:06d}", encoded[n], tuple(encoded[n + 1 : n + 1 + POSITIVES]), hashes)
-        for n in range(samples)
-    )
     (folder / "data").mkdir(parents=True)
-    write_shard(folder / "data" / "train-00000.tar", records, POSITIVES)
+    for number, first in enumerate(range(0, samples, A_SHARD)):
+        records = (
+            Record(f"image-{n:06d}", encoded[n], tuple(encoded[n + 1 : n + 1 + POSITIVES]), hashes)
+            for n in range(first, min(first + A_SHARD, samples))
+        )
+        write_shard(folder / "data" / f"train-{number:05d}.tar", records, POSITIVES)
     return index_folder(folder)
 
 
@@ -189,6 +194,18 @@ def matmul_speed(dtype: torch.dtype, side: int = 2048) -> float:
     return 2 * side**3 / alternate({"matmul": run})["matmul"]
 
 
+def whole_run(folder: Path, images: str, tuples: int, epochs: int, batch: int) -> dict[str, Any]:
+    """Return the minutes of `clsp train` with a ResNet-18, from its start to the export."""
+    shards = write_set(folder / "whole", images, tuples, 32)
+    cuda = DEVICE.type == "cuda"
+    options = RunOptions(precision="bf16" if cuda else "no", compile=cuda, trackers=())
+    config = TrainConfig(positive="synthetic", epochs=epochs, batch=batch)
+    began = time.monotonic()
+    train(config, shards.folder, folder / "run", cache=folder / "cache", options=options)
+    minutes = (time.monotonic() - began) / 60
+    return {"tuples": tuples, "epochs": epochs, "batch": batch, "minutes": minutes}
+
+
 def bytes_read(shards: ShardSet) -> dict[str, float]:
     """Return bytes a tuple that this process reads, and those of its two images.
 
@@ -227,8 +244,10 @@ def _characters_read() -> int:
 @click.option("--samples", default=2048, show_default=True, type=click.IntRange(min=64))
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(min=2))
 @click.option("--step-batch", default=32, show_default=True, type=click.IntRange(min=2))
-def main(images: str, samples: int, batch: int, step_batch: int) -> None:
-    """Measure input, step, bytes and memory."""
+@click.option("--epochs", default=0, show_default=True, help="Of a whole run; 0: none.")
+@click.option("--tuples", default=50_000, show_default=True, help="Of a whole run.")
+def main(images: str, samples: int, batch: int, step_batch: int, epochs: int, tuples: int) -> None:
+    """Measure input, step, bytes and memory, and perhaps a whole run."""
     torch.set_num_threads(1 if DEVICE.type == "cpu" else torch.get_num_threads())
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
@@ -245,6 +264,8 @@ def main(images: str, samples: int, batch: int, step_batch: int) -> None:
             "bytes_from_shards_128": bytes_read(large),
             "memory": measure_memory(folder),
         }
+        if epochs:
+            values["whole_run"] = whole_run(folder, images, tuples, epochs, step_batch)
     report("train", {**values, "seconds": round(time.monotonic() - began)})
 
 
