@@ -33,6 +33,7 @@ ENCODERS = f"\b\nAn encoder is one of\n{ENCODER_KINDS}"  # \b: keep these lines
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("clsp.evaluate.compare", "main", "Put evaluated encoders side by side."),
     "transfer": ("clsp.evaluate.transfer", "main", "Probe encoders on twelve other data sets."),
+    "finetune": ("clsp.evaluate.finetune", "main", "Train whole encoders with few labels."),
     "representation": ("clsp.evaluate.representation", "main", "Look into an encoder's layers."),
     "positives": ("clsp.evaluate.audit", "main", "Measure and score a set's positives."),
 }
