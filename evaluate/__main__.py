@@ -35,6 +35,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "transfer": ("clsp.evaluate.transfer", "main", "Probe encoders on twelve other data sets."),
     "finetune": ("clsp.evaluate.finetune", "main", "Train whole encoders with few labels."),
     "representation": ("clsp.evaluate.representation", "main", "Look into an encoder's layers."),
+    "sweep": ("clsp.sweep", "main", "The paper's ablations: every stage for each value."),
     "positives": ("clsp.evaluate.audit", "main", "Measure and score a set's positives."),
 }
 

@@ -90,6 +90,31 @@ def groups_figure(scores: Mapping[str, Mapping[str, Sequence[float]]], label: st
     return figure
 
 
+def sweep_figure(panels: Mapping[str, Mapping[float, Sequence[float]]], label: str) -> Figure:
+    """Plot a score against a setting, one panel a setting: a dot a seed, mean and deviation.
+
+    panels: by setting and its value, one number a seed; label: what they are.
+    """
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    shared = None
+    for number, (name, scores) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), number + 1, sharey=shared)
+        shared = shared or axes
+        means = [float(np.mean(values)) for values in scores.values()]
+        spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in scores.values()]
+        places = list(scores)
+        axes.errorbar(places, means, spread, marker="_", markersize=12, capsize=3, linewidth=1.5)
+        for place, values in scores.items():
+            axes.plot([place] * len(values), values, "o", color="C0", alpha=0.5, markersize=4)
+        if min(places) > 0 and max(places) > 20 * min(places):
+            axes.set_xscale("log")
+        axes.set_xlabel(name)
+        axes.grid(axis="y", alpha=0.3)
+        _plain(axes)
+    figure.axes[0].set_ylabel(f"{label}; bars: deviation", fontsize=9)
+    return figure
+
+
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix, (C, C) counts with the true classes in rows, as shares of rows."""
     total = confusion.sum(axis=1, keepdims=True)
