@@ -204,7 +204,10 @@ def _write(
     from .shards.files import write_atomic
 
     about = {**places, "commit": commit(), "hardware": hardware()}
-    about |= {stage: json.dumps(asdict(getattr(base, stage))) for stage in asdict(base)}
+    about |= {
+        f"settings of {stage}": json.dumps(asdict(getattr(base, stage)))
+        for stage in ("generate", "train", "probe")
+    }
     values = {
         axis: {
             f"{value:g}": {"run": p.run_name(0), "scores": [r.scores for r in arm.results]}

@@ -16,9 +16,10 @@ from ..shards.preview import contact_sheet, preview_png
 from ..shards.reader import ShardSet
 from ..shards.scores import load_hardness, save_hardness
 from ..shards.store import open_set
-from ..train.encoder import load_encoder
 from .about import commit
 from .about import hardware as machine
+from .config import ENCODER_KINDS
+from .encoders import open_encoder
 from .figures import histogram_figure
 from .neighbours import nearest
 from .page import facts, heading, note, picture, table, write_page
@@ -71,10 +72,13 @@ def extremes(shards: ShardSet, values: np.ndarray, count: int = 48) -> dict[str,
     return sheets
 
 
-@click.command()
+@click.command(epilog=f"\b\nAn encoder is one of\n{ENCODER_KINDS}")
 @click.argument("address", metavar="SET")
-@click.option("--encoder", required=True, help="The encoder to see with: OUT/encoder.")
-@click.option("--extractor", help="Another encoder for the Frechet and kernel distance.")
+@click.option("--encoder", required=True, help="The encoder to see with, of any kind below.")
+@click.option(
+    "--extractor",
+    help="Another for the Frechet and kernel distance, such as torchvision:inception_v3.",
+)
 @click.option("--score", is_flag=True, help="Write every positive's hardness to SET/scores.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a report.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -110,11 +114,11 @@ def audit(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    shards, opened = open_set(address), load_encoder(encoder)
+    shards, opened = open_set(address), open_encoder(encoder)
     features = set_features(shards, opened, device=device)
     values = measure_positives(features)
     if extractor is not None:
-        values |= set_distances(set_features(shards, load_encoder(extractor), device=device))
+        values |= set_distances(set_features(shards, open_encoder(extractor), device=device))
     if score:
         save_hardness(shards, hardness(features), opened.sha256, MEASURE)
     if out is not None:

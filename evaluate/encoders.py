@@ -151,6 +151,9 @@ def _open_torchvision(name: str, weights: str) -> _Opened:
         settings = {"image_size": preset.crop_size[0], "mean": preset.mean, "std": preset.std}
         model.load_state_dict(chosen.get_state_dict(check_hash=True, weights_only=True))
     _remove_classifier(model)
+    if weights != "none" and hasattr(model, "transform_input"):
+        # Inception and GoogLeNet were trained on another scale, and turn ImageNet's into it.
+        model.transform_input = True
     if path.is_file():
         _fill(model, path)
     return _Opened(model, **settings)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..recipes import cache_option
 from ..shards.files import write_atomic
 from ..shards.images import ImageSource, load_pixels, open_images
-from ..train.encoder import Encoder, load_encoder, load_projector
+from ..train.encoder import Encoder, load_projector
 from .about import commit, hardware
+from .config import ENCODER_KINDS
+from .encoders import open_encoder
 from .features import Features, compute_features
 from .figures import scatter_figure
 from .geometry import alignment, effective_rank, tsne, umap, uniformity
@@ -97,8 +99,8 @@ def load_features(path: Path, count: int) -> Tensor:
     return x
 
 
-@click.command()
-@click.option("--encoder", required=True, help="OUT/encoder of a run.")
+@click.command(epilog=f"\b\nAn encoder is one of\n{ENCODER_KINDS}")
+@click.option("--encoder", required=True, help="OUT/encoder of a run, or any other: see below.")
 @click.option("--train", required=True, help="Labelled images to fit the probes on.")
 @click.option("--test", required=True, help="Labelled images to test on.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
@@ -131,7 +133,9 @@ def main(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        opened, projector = load_encoder(encoder), load_projector(encoder)
+        opened = open_encoder(encoder)
+        # Encoders made elsewhere have no projector here: one layer, the backbone.
+        projector = load_projector(encoder) if Path(encoder).is_dir() else nn.Sequential()
         sources = [open_images(spec) for spec in (train, test)]
         more = {}
         for text in also:

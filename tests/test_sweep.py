@@ -35,7 +35,7 @@ def test_one_setting_is_changed_at_a_time_and_equal_ones_are_shared() -> None:
     assert names["w"] == [base, base.replace("w0.1", "w0.5")]
     assert names["epochs"] == [base]
     assert [p.generate for p in points["lambda"].values()] == [BASE.generate] * 2
-    with pytest.raises(ValueError, match="w is 1.5, expected a share"):
+    with pytest.raises(ValueError, match=r"w is 1\.5, expected a share"):
         plan_points(BASE, {"w": [1.5]})
     plain = Stages(BASE.generate, TrainConfig(), BASE.probe)
     with pytest.raises(ValueError, match="positive is 'none': give a recipe such as clsp-simclr"):

@@ -14,7 +14,7 @@ from ..shards.files import write_atomic
 
 # name in the run's files: heading of its column, and digits behind the point
 _COLUMNS = {
-    "knn": ("online kNN, %", 1),
+    "online_knn": ("online kNN, %", 1),
     "contrastive": ("contrastive loss", 3),
     "positive": ("positive term", 3),
     "embedding_std": ("embedding std", 3),
@@ -78,7 +78,11 @@ def _cell(values: Sequence[float] | None, digits: int) -> str:
 
 def _plot(curves: Mapping[str, Sequence[Mapping[str, Sequence[tuple[float, float]]]]]) -> bytes:
     """A line for each arm's mean over seeds, in a band from the least seed to the largest."""
-    name = "knn" if all("knn" in s for seeds in curves.values() for s in seeds) else "loss"
+    name = (
+        "online_knn"
+        if all("online_knn" in s for seeds in curves.values() for s in seeds)
+        else "loss"
+    )
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for color, (arm, seeds) in enumerate(curves.items()):
@@ -92,7 +96,7 @@ def _plot(curves: Mapping[str, Sequence[Mapping[str, Sequence[tuple[float, float
         low, high = [min(found) for found in values], [max(found) for found in values]
         axes.fill_between(epochs, low, high, color=f"C{color}", alpha=0.2, linewidth=0)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("online kNN, %" if name == "knn" else "loss")
+    axes.set_ylabel("online kNN, %" if name == "online_knn" else "loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     buffer = io.BytesIO()

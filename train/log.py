@@ -140,8 +140,8 @@ class TrainingLog:
     def knn(self, done: int, epoch: int, accuracy: float) -> None:
         """Follow an online kNN after `done` steps and `epoch` epochs; on the main rank."""
         assert self.accuracies is not None
-        self.accuracies.append({"step": done, "epoch": epoch, "knn": accuracy})
-        self.accelerator.log({"knn": accuracy}, step=done)
+        self.accuracies.append({"step": done, "epoch": epoch, "online_knn": accuracy})
+        self.accelerator.log({"online_knn": accuracy}, step=done)
 
     def close(self) -> None:
         """End the bar and write out the trackers' files."""

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet34
+from torchvision.models import googlenet, resnet18, resnet34
 
 from clsp.evaluate.encoders import open_encoder
 from clsp.train.encoder import build_backbone
@@ -101,6 +101,14 @@ def test_models_of_torchvision_and_timm(tmp_path: Path) -> None:
     found = open_encoder(f"timm:resnet10t:{tmp_path / '10t.pth'}")
     agree(found, theirs, 64)
     assert found.mean == pytest.approx(theirs.pretrained_cfg["mean"])
+
+
+def test_inception_gets_the_input_that_its_weights_know(tmp_path: Path) -> None:
+    theirs = googlenet(weights=None, transform_input=True, init_weights=False).eval()
+    torch.save(theirs.state_dict(), tmp_path / "g.pth")
+    found = open_encoder(f"torchvision:googlenet:{tmp_path / 'g.pth'},image_size=64")
+    theirs.fc = nn.Identity()
+    agree(found, theirs, 64)
 
 
 def test_what_cannot_be_opened_says_what_was_tried(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from clsp.evaluate.positives import SetFeatures, hardness, measure_positives, se
 from clsp.shards.reader import ShardSet
 from clsp.shards.scores import load_hardness
 from clsp.train import load_encoder
+from clsp.train.encoder import build_backbone
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -155,3 +156,20 @@ def test_a_set_without_anchors_is_refused(run: Path, make_set, tmp_path: Path) -
     result = CliRunner().invoke(main, ["positives", *flags])
     assert result.exit_code == 1
     assert "carries no anchors to measure its positives against" in result.output
+
+
+def test_distances_may_be_in_any_encoders_features(run: Path, make_set, tmp_path: Path) -> None:
+    torch.save(build_backbone("resnet-tiny", "cifar").state_dict(), tmp_path / "tiny.pt")
+    shards = make_set(tmp_path / "set")
+    flags = [f"--encoder={run / 'encoder'}", f"--out={tmp_path / 'out'}", "--device=cpu"]
+    other = f"{tmp_path / 'tiny.pt'},image_size=8"
+    found = []
+    for more in ([], [f"--extractor={other}"]):
+        result = CliRunner().invoke(main, ["positives", str(shards.folder), *flags, *more])
+        assert result.exit_code == 0, result.output
+        found.append(json.loads((tmp_path / "out" / "positives.json").read_text()))
+    own, theirs = (values["scores"] for values in found)
+    assert own["positive"] == theirs["positive"]  # the encoder sees these as ever
+    assert own["frechet"] != theirs["frechet"]
+    assert theirs["frechet_low"] < theirs["frechet"] < theirs["frechet_high"]
+    assert found[1]["about"]["distances in the features of"] == other

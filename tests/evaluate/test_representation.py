@@ -18,7 +18,12 @@ from clsp.evaluate.__main__ import main
 from clsp.evaluate.features import Features
 from clsp.evaluate.geometry import alignment, effective_rank, tsne, umap, uniformity
 from clsp.evaluate.representation import layers, measure_layers, through
-from clsp.train.encoder import build_projector, load_encoder, load_projector
+from clsp.train.encoder import (
+    build_backbone,
+    build_projector,
+    load_encoder,
+    load_projector,
+)
 
 
 def test_alignment_and_uniformity_are_the_papers() -> None:
@@ -108,3 +113,15 @@ def test_the_command_looks_into_a_run(run: Path, open_page, tmp_path: Path) -> N
     (tmp_path / "away").rename(encoder / "projector.safetensors")
     assert result.exit_code == 1
     assert "has no projector: projector.safetensors is missing" in result.output
+
+
+def test_an_encoder_made_elsewhere_is_its_backbone(tmp_path: Path) -> None:
+    torch.save(build_backbone("resnet-tiny", "cifar").state_dict(), tmp_path / "tiny.pt")
+    flags = [f"--encoder={tmp_path / 'tiny.pt'},image_size=8", "--epochs=1", "--device=cpu"]
+    places = ["--train=digits:train", "--test=digits:test", f"--out={tmp_path / 'out'}"]
+    result = CliRunner().invoke(
+        main, ["representation", *flags, *places, f"--cache={tmp_path / 'cache'}"]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "representation.json").read_text())["layers"]
+    assert list(found) == ["backbone"]

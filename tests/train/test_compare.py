@@ -33,7 +33,7 @@ def test_arms_and_seeds_end_in_one_table_and_one_plot(digit_set: ShardSet, tmp_p
     assert configs["clsp-simclr-4"]["arch"] == "resnet-tiny"  # the flag's, above the recipe's
     assert configs["clsp-simclr-4"]["seed"] == 4
     found = [
-        json.loads((out / f"simclr-{seed}/knn.jsonl").read_text().splitlines()[-1])["knn"]
+        json.loads((out / f"simclr-{seed}/knn.jsonl").read_text().splitlines()[-1])["online_knn"]
         for seed in (3, 4)
     ]
     rows = (out / "compare.md").read_text().splitlines()

@@ -51,7 +51,7 @@ def test_training_does_not_notice_it(digit_set: ShardSet, tmp_path: Path) -> Non
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     rows = [json.loads(line) for line in (tmp_path / "digits:test/knn.jsonl").open()]
     assert [(row["step"], row["epoch"]) for row in rows] == [(10, 2), (20, 4)]
-    assert all(10 < row["knn"] <= 100 for row in rows)
+    assert all(10 < row["online_knn"] <= 100 for row in rows)
 
 
 def test_a_source_without_labels_is_refused(tmp_path: Path) -> None:
