@@ -12,6 +12,7 @@ import torch
 
 from ..shards.check import ShardError
 from ..shards.files import write_atomic
+from ..shards.images import ImageSource, load_pixels, open_images
 from ..shards.preview import contact_sheet, preview_png
 from ..shards.reader import ShardSet
 from ..shards.scores import load_hardness, save_hardness
@@ -28,8 +29,11 @@ from .positives import (
     SetFeatures,
     hardness,
     measure_positives,
+    memorisation,
+    nearest_training,
     set_distances,
     set_features,
+    training_features,
     view_cosines,
 )
 
@@ -72,6 +76,21 @@ def extremes(shards: ShardSet, values: np.ndarray, count: int = 48) -> dict[str,
     return sheets
 
 
+def closest(
+    shards: ShardSet, source: ImageSource, cosines: torch.Tensor, rows: torch.Tensor
+) -> dict[str, bytes]:
+    """Return a PNG: the 48 positives nearest to a training image, each beside that image.
+
+    cosines, rows: (N, K), of each positive's nearest training image.
+    """
+    order = cosines.flatten().argsort(descending=True)[:48]
+    places = [divmod(int(n), cosines.shape[1]) for n in order]
+    shown = np.concatenate([shards.pixels(row, [f"p{slot}"]) for row, slot in places])
+    images = load_pixels(source, [int(rows[place]) for place in places], shown.shape[1])
+    text = f"The {len(places)} positives nearest to a training image, which is to their right"
+    return {text: contact_sheet(shown, images[:, None])}
+
+
 @click.command(epilog=f"\b\nAn encoder is one of\n{ENCODER_KINDS}")
 @click.argument("address", metavar="SET")
 @click.option("--encoder", required=True, help="The encoder to see with, of any kind below.")
@@ -79,11 +98,18 @@ def extremes(shards: ShardSet, values: np.ndarray, count: int = 48) -> dict[str,
     "--extractor",
     help="Another for the Frechet and kernel distance, such as torchvision:inception_v3.",
 )
+@click.option("--train", help="What the diffusion model was trained on: look for copies there.")
 @click.option("--score", is_flag=True, help="Write every positive's hardness to SET/scores.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a report.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def main(
-    address: str, encoder: str, extractor: str | None, score: bool, out: Path | None, device: str
+    address: str,
+    encoder: str,
+    extractor: str | None,
+    train: str | None,
+    score: bool,
+    out: Path | None,
+    device: str,
 ) -> None:
     """Measure a set's positives: hardness, class, diversity, copies, distance.
 
@@ -91,7 +117,15 @@ def main(
     OUT/positives.json and OUT/report.html are written.
     """
     try:
-        values = audit(address, encoder, extractor=extractor, score=score, out=out, device=device)
+        values = audit(
+            address,
+            encoder,
+            extractor=extractor,
+            train=train,
+            score=score,
+            out=out,
+            device=device,
+        )
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     for name, value in values.items():
@@ -103,13 +137,15 @@ def audit(
     encoder: str,
     *,
     extractor: str | None = None,
+    train: str | None = None,
     score: bool = False,
     out: Path | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
     """Return what `measure_positives` finds of the set at `address`, seen with an encoder.
 
-    extractor: an encoder for the distances instead; score: write the hardness beside the set; out:
+    extractor: an encoder for the distances instead; train: an image source, the diffusion model's
+    training images, among which copies are looked for instead of among the anchors; score: write the hardness beside the set; out:
     a folder for the report. Raises ValueError for what cannot be opened.
     """
     if device == "auto":
@@ -119,6 +155,12 @@ def audit(
     values = measure_positives(features)
     if extractor is not None:
         values |= set_distances(set_features(shards, open_encoder(extractor), device=device))
+    sheets: dict[str, bytes] = {}
+    if train is not None:
+        source = open_images(train)
+        training = training_features(shards, source, opened, device=device)
+        values |= memorisation(features, training)
+        sheets = closest(shards, source, *nearest_training(features, training))
     if score:
         save_hardness(shards, hardness(features), opened.sha256, MEASURE)
     if out is not None:
@@ -127,6 +169,7 @@ def audit(
             "records": f"{len(shards):,} of {shards.positives} positives",
             "encoder": f"{encoder}, sha256 {opened.sha256}",
             "distances in the features of": extractor or encoder,
+            "copies looked for in": train or "the set's own anchors",
             "plan": json.dumps(shards.manifest.plan.get("config", {})),
             "commit": commit(),
             "hardware": machine(),
@@ -134,7 +177,7 @@ def audit(
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"scores": values, "about": about}, indent=2) + "\n"
         write_atomic(out / "positives.json", text.encode())
-        _write_report(out, shards, features, values, about)
+        _write_report(out, shards, features, values, about, sheets)
     return values
 
 
@@ -144,6 +187,7 @@ def _write_report(
     features: SetFeatures,
     values: Mapping[str, float],
     about: Mapping[str, str],
+    sheets: Mapping[str, bytes],
 ) -> None:
     keep, anchors = out / "figures", features.anchors
     found = hardness(features)
@@ -161,7 +205,7 @@ def _write_report(
                 ends = (values[f"{name}_{end}"] for end in ("low", "high"))
                 interval = " to ".join(format(end, form) for end in ends)
             rows.append((words, format(values[name], form), interval))
-    texts = {**set_sheets(shards), **extremes(shards, found)}
+    texts = {**set_sheets(shards), **extremes(shards, found), **sheets}
     parts = [
         heading("Numbers"),
         table(("", "value", "95 % interval"), rows),

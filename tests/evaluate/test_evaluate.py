@@ -197,3 +197,25 @@ def test_arms_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert "better in 2 of 3" in plain
     assert "base <1>" not in text
     assert "<title>A &amp; B</title>" in text
+
+
+def test_the_report_is_a_page_for_screens_phones_and_paper(
+    run: Path, digit_set: ShardSet, open_page, tmp_path: Path
+) -> None:
+    result = evaluate(run, tmp_path, f"--set={digit_set.folder}", "--no-lbfgs")
+    assert result.exit_code == 0, result.output
+    for width in (390, 1200):
+        with open_page(tmp_path / "report.html", width=width) as (page, wrong):
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            shown = "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
+            assert page.evaluate(shown)
+            assert page.locator("img").count() == 4
+            assert "How it was made" in page.inner_text("body")
+            page.emulate_media(media="print")
+            assert page.pdf(format="A4")[:5] == b"%PDF-"
+            # On paper nothing can be scrolled: no picture may be wider than the page.
+            wide = "[...document.images].some(i => i.getBoundingClientRect().right > innerWidth)"
+            assert not page.evaluate(wide)
+            assert wrong == []
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"curves.png", "curves.svg", "confusion.png", "confusion.svg", "sheet0.png"} <= names

@@ -16,7 +16,15 @@ from torchmetrics.image.kid import poly_mmd
 from clsp.evaluate.__main__ import main
 from clsp.evaluate.distances import frechet_distance, kernel_distance
 from clsp.evaluate.neighbours import nearest
-from clsp.evaluate.positives import SetFeatures, hardness, measure_positives, set_features
+from clsp.evaluate.positives import (
+    SetFeatures,
+    hardness,
+    measure_positives,
+    nearest_training,
+    set_features,
+    training_features,
+)
+from clsp.shards.images import open_images
 from clsp.shards.reader import ShardSet
 from clsp.shards.scores import load_hardness
 from clsp.train import load_encoder
@@ -173,3 +181,37 @@ def test_distances_may_be_in_any_encoders_features(run: Path, make_set, tmp_path
     assert own["frechet"] != theirs["frechet"]
     assert theirs["frechet_low"] < theirs["frechet"] < theirs["frechet_high"]
     assert found[1]["about"]["distances in the features of"] == other
+
+
+def test_copies_of_training_images_are_found(run: Path, make_set, tmp_path: Path) -> None:
+    """The positives of this set are digits, so each is an image of the training source."""
+    shards = make_set(tmp_path / "set")
+    flags = [str(shards.folder), f"--encoder={run / 'encoder'}", "--train=digits", "--device=cpu"]
+    result = CliRunner().invoke(main, ["positives", *flags, f"--out={tmp_path / 'out'}"])
+    assert result.exit_code == 0, result.output
+    values = json.loads((tmp_path / "out" / "positives.json").read_text())
+    assert values["scores"]["nearest_training"] == pytest.approx(1, abs=1e-4)
+    assert values["scores"]["copies"] == 100
+    assert values["about"]["copies looked for in"] == "digits"
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "positives nearest to a training image" in text
+
+
+def test_an_anchor_is_no_training_image_of_its_own(run: Path, make_set, tmp_path: Path) -> None:
+    shards, source = make_set(tmp_path / "set"), open_images("digits:train")
+    encoder = load_encoder(run / "encoder")
+    training = training_features(shards, source, encoder)
+    # Every fifth digit is in the test part.
+    expected = [-1 if n % 5 == 4 else n - n // 5 for n in range(40)]
+    assert training.own.tolist() == expected
+    found = set_features(shards, encoder)
+    same = found._replace(positives=found.anchors[:, None])
+    cosines, rows = nearest_training(same, training)
+    assert (rows[:, 0] != training.own).all()
+    bank = torch.nn.functional.normalize(training.features, dim=1)
+    for n in (0, 3, 4, 39):
+        each = torch.nn.functional.normalize(found.anchors[n], dim=0) @ bank.T
+        if expected[n] >= 0:
+            each[expected[n]] = -2
+        assert int(rows[n, 0]) == int(each.argmax())
+        assert float(cosines[n, 0]) == pytest.approx(float(each.max()), abs=1e-5)
