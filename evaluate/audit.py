@@ -12,7 +12,7 @@ import torch
 
 from ..shards.check import ShardError
 from ..shards.files import write_atomic
-from ..shards.images import ImageSource, load_pixels, open_images
+from ..shards.images import open_images
 from ..shards.preview import contact_sheet, preview_png
 from ..shards.reader import ShardSet
 from ..shards.scores import load_hardness, save_hardness
@@ -20,6 +20,7 @@ from ..shards.store import open_set
 from .about import commit
 from .about import hardware as machine
 from .config import ENCODER_KINDS
+from .copies import closest, memorisation, nearest_training, training_features
 from .encoders import open_encoder
 from .figures import histogram_figure
 from .neighbours import nearest
@@ -29,11 +30,8 @@ from .positives import (
     SetFeatures,
     hardness,
     measure_positives,
-    memorisation,
-    nearest_training,
     set_distances,
     set_features,
-    training_features,
     view_cosines,
 )
 
@@ -74,21 +72,6 @@ def extremes(shards: ShardSet, values: np.ndarray, count: int = 48) -> dict[str,
         text = f"The {len(pairs)} {name} positives, each to the right of its anchor"
         sheets[text] = contact_sheet(pairs[:, 0], pairs[:, 1:])
     return sheets
-
-
-def closest(
-    shards: ShardSet, source: ImageSource, cosines: torch.Tensor, rows: torch.Tensor
-) -> dict[str, bytes]:
-    """Return a PNG: the 48 positives nearest to a training image, each beside that image.
-
-    cosines, rows: (N, K), of each positive's nearest training image.
-    """
-    order = cosines.flatten().argsort(descending=True)[:48]
-    places = [divmod(int(n), cosines.shape[1]) for n in order]
-    shown = np.concatenate([shards.pixels(row, [f"p{slot}"]) for row, slot in places])
-    images = load_pixels(source, [int(rows[place]) for place in places], shown.shape[1])
-    text = f"The {len(places)} positives nearest to a training image, which is to their right"
-    return {text: contact_sheet(shown, images[:, None])}
 
 
 @click.command(epilog=f"\b\nAn encoder is one of\n{ENCODER_KINDS}")
@@ -145,8 +128,9 @@ def audit(
     """Return what `measure_positives` finds of the set at `address`, seen with an encoder.
 
     extractor: an encoder for the distances instead; train: an image source, the diffusion model's
-    training images, among which copies are looked for instead of among the anchors; score: write the hardness beside the set; out:
-    a folder for the report. Raises ValueError for what cannot be opened.
+    training images, among which copies are looked for instead of among the anchors; score: write
+    the hardness beside the set; out: a folder for the report. Raises ValueError for what cannot be
+    opened.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,7 +14,6 @@ from torch.nn.functional import cosine_similarity, interpolate, normalize
 
 from ..recipes import progress
 from ..shards.check import ShardError
-from ..shards.images import ImageSource, load_pixels
 from ..shards.order import hash_key, uniforms
 from ..shards.reader import ShardSet
 from ..train.config import TrainConfig
@@ -27,7 +26,7 @@ MEASURE = "1 - cosine of anchor and positive in the encoder's features"
 _BATCH = 64  # records at a time
 _K = 20  # neighbours that vote on a positive's class
 _TEMPERATURE = 0.07
-_RARE = 0.99  # of training images are less near to their nearest one than this quantile
+RARE = 0.99  # of training images are less near to their nearest one than this quantile
 
 
 class SetFeatures(NamedTuple):
@@ -60,7 +59,7 @@ def set_features(shards: ShardSet, encoder: Encoder, *, device: str = "cpu") -> 
             rows = range(start, min(start + _BATCH, len(shards)))
             pixels = torch.from_numpy(np.stack([shards.pixels(row, names) for row in rows]))
             images = pixels.flatten(0, 1).permute(0, 3, 1, 2).to(device)
-            parts["images"].append(_embed(encoder, images).unflatten(0, (len(rows), len(names))))
+            parts["images"].append(embed(encoder, images).unflatten(0, (len(rows), len(names))))
             keys = [shards.key(row) for row in rows]
             anchors = images[:: len(names)].contiguous()
             parts["views"].append(view_features(encoder, anchors, keys))
@@ -93,8 +92,8 @@ def _view_config(encoder: Encoder) -> TrainConfig:
     return dataclasses.replace(TrainConfig(mean=encoder.mean, std=encoder.std), **trained)
 
 
-def _embed(encoder: Encoder, images: Tensor) -> Tensor:
-    """Features (B, F) on the CPU of (B, 3, S, S) uint8."""
+def embed(encoder: Encoder, images: Tensor) -> Tensor:
+    """Return features (B, F) on the CPU of images (B, 3, S, S) uint8 on the encoder's device."""
     mean, std = (
         torch.tensor(v, device=images.device).view(3, 1, 1) for v in (encoder.mean, encoder.std)
     )
@@ -141,7 +140,7 @@ def measure_positives(features: SetFeatures) -> dict[str, float]:
     between, others = nearest(anchors, anchors, k, numbers)
     own = numbers.repeat_interleave(per_anchor)
     of_positive, found = nearest(positives.flatten(0, 1), anchors, k, own)
-    rare = float(np.quantile(between[:, 0].numpy(), _RARE))
+    rare = float(np.quantile(between[:, 0].numpy(), RARE))
     values = {
         "easy": view_cosines(features).mean(),
         "positive": 1 - hardness(features).mean(),
@@ -159,69 +158,6 @@ def measure_positives(features: SetFeatures) -> dict[str, float]:
         pairs = (unit @ unit.transpose(1, 2)).sum(dim=(1, 2)) - unit.square().sum(dim=(1, 2))
         values["diversity"] = 1 - (pairs / (per_anchor * (per_anchor - 1))).mean()
     return {name: float(value) for name, value in values.items()} | set_distances(features)
-
-
-class Training(NamedTuple):
-    """The images that a diffusion model was trained on, as an encoder sees them.
-
-    features: (M, F); own: (N,) the row that is each record's anchor itself, -1 where none is.
-    """
-
-    features: Tensor
-    own: Tensor
-
-
-@torch.no_grad()
-def training_features(
-    shards: ShardSet, source: ImageSource, encoder: Encoder, *, device: str = "cpu"
-) -> Training:
-    """Return the features of every image of a source, seen as the set's images are.
-
-    They are cropped and resized to the set's size; an anchor is known by its pixels.
-    """
-    encoder = encoder.to(device).eval()
-    size = shards.pixels(0, ["anchor"]).shape[1]
-    parts, row_of = [], {}
-    with progress(len(source), "features", "image") as bar:
-        for start in range(0, len(source), _BATCH):
-            rows = range(start, min(start + _BATCH, len(source)))
-            pixels = load_pixels(source, rows, size)
-            row_of |= {image.tobytes(): row for image, row in zip(pixels, rows, strict=True)}
-            parts.append(_embed(encoder, torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)))
-            bar.update(len(rows))
-    anchors = (shards.pixels(row, ["anchor"])[0].tobytes() for row in range(len(shards)))
-    own = torch.tensor([row_of.get(pixels, -1) for pixels in anchors])
-    return Training(torch.cat(parts), own)
-
-
-def nearest_training(features: SetFeatures, training: Training) -> tuple[Tensor, Tensor]:
-    """Return the cosine of each positive and its nearest training image, and its row: (N, K) each.
-
-    The anchor's own image does not count.
-    """
-    count, per_anchor = features.positives.shape[:2]
-    cosines = torch.empty(count, per_anchor)
-    rows = torch.empty(count, per_anchor, dtype=torch.int64)
-    for known in (True, False):
-        chosen = (training.own >= 0) == known
-        if chosen.any():
-            own = training.own[chosen].repeat_interleave(per_anchor) if known else None
-            queries = features.positives[chosen].flatten(0, 1)
-            found = nearest(queries, training.features, 1, own)
-            cosines[chosen], rows[chosen] = (x.view(-1, per_anchor) for x in found)
-    return cosines, rows
-
-
-def memorisation(features: SetFeatures, training: Training) -> dict[str, float]:
-    """Return "nearest_training" and "copies" of `measure_positives`, against the training images."""
-    bank = training.features
-    between, _ = nearest(bank, bank, 1, torch.arange(len(bank)))
-    rare = float(np.quantile(between.numpy(), _RARE))
-    cosines, _ = nearest_training(features, training)
-    return {
-        "nearest_training": float(cosines.mean()),
-        "copies": 100 * float((cosines > rare).float().mean()),
-    }
 
 
 def set_distances(features: SetFeatures) -> dict[str, float]:

@@ -14,15 +14,14 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from clsp.evaluate.__main__ import main
+from clsp.evaluate.copies import nearest_training, training_features
 from clsp.evaluate.distances import frechet_distance, kernel_distance
 from clsp.evaluate.neighbours import nearest
 from clsp.evaluate.positives import (
     SetFeatures,
     hardness,
     measure_positives,
-    nearest_training,
     set_features,
-    training_features,
 )
 from clsp.shards.images import open_images
 from clsp.shards.reader import ShardSet
