@@ -14,21 +14,19 @@ import numpy as np
 import torch
 
 from ..recipes import cache_option
-from ..shards.files import write_atomic
 from ..train.encoder import Encoder
-from .about import commit, hardware
 from .compare import Run, group_arms
 from .config import ENCODER_KINDS
 from .datasets import DATA_SETS, Task, open_task, there
 from .encoders import open_encoder
 from .features import compute_features
-from .figures import groups_figure
 from .kept import encoder_facts, keep, kept_path
 from .linear import STRENGTHS, lbfgs_probe
 from .metrics import METRICS
-from .page import bullets, facts, heading, note, picture, table, write_page
+from .page import bullets, heading, note, table
 from .probe import Result
-from .report import Arm, comparison, score_rows, spread_note, text_table
+from .report import Arm
+from .table import write_arms
 
 MEAN = "mean"
 _FACTS = ("metric", "split", "images", "classes")
@@ -151,48 +149,31 @@ def _measure(
 
 def _write(out: Path, found: Transfer, about: Mapping[str, str]) -> None:
     """Write OUT/transfer.json, OUT/transfer.md, OUT/report.html and its figure."""
-    arms = found.arms
-    head, rows = score_rows(arms)
-    made = {**about, "commit": commit(), "hardware": hardware()}
-    values = {
-        "arms": {
-            arm.name: {"seeds": arm.seeds, "scores": [r.scores for r in arm.results]}
-            for arm in arms
-        },
-        "data sets": found.tasks,
-        "failures": found.failures,
-        "about": made,
-    }
-    write_atomic(out / "transfer.json", (json.dumps(values, indent=2) + "\n").encode())
-    write_atomic(out / "transfer.md", text_table(head, rows).encode())
-    plotted = {
-        arm.name: {n: arm.scores(n) for n in found.tasks if all(n in r.scores for r in arm.results)}
-        for arm in arms
-    }
-    label = "percent; a dot is a seed, a bar the mean"
-    parts = [
-        heading("Scores"),
-        table(head, rows),
-        note(f"Percent of each data set's own metric, below; {spread_note(arms)}."),
-    ]
-    if found.failures:
-        lines = [f"{which}: {why}" for which, why in found.failures.items()]
-        parts += [heading("Not measured"), bullets(lines)]
-    if len(arms) > 1 and all(MEAN in r.scores for arm in arms for r in arm.results):
-        parts.append(comparison(arms, MEAN))
-    parts += [
-        picture(groups_figure(plotted, label), "scores by data set", out / "figures", "transfer"),
+    behind = [
         heading("Data sets"),
         table(["", "metric", "images", "classes", "L2 chosen", "split"], _task_rows(found.tasks)),
         note(
             "Frozen features of the centre square at the encoder's size. Logistic regression by "
             f"L-BFGS; the penalty is the best of {len(STRENGTHS)} on the validation part."
         ),
-        heading("How it was made"),
-        facts(made),
     ]
-    lead = f"{len(arms)} ways of training on {len(found.tasks)} data sets, by linear probes."
-    write_page(out / "report.html", "Transfer", lead, parts)
+    if found.failures:
+        lines = [f"{which}: {why}" for which, why in found.failures.items()]
+        behind = [heading("Not measured"), bullets(lines), *behind]
+    write_arms(
+        out,
+        "transfer",
+        found.arms,
+        about,
+        title="Transfer",
+        lead=f"{len(found.arms)} ways of training on {len(found.tasks)} data sets, by linear "
+        "probes.",
+        what="Percent of each data set's own metric, below",
+        plotted=list(found.tasks),
+        main=MEAN,
+        behind=behind,
+        more={"data sets": found.tasks, "failures": found.failures},
+    )
 
 
 def _task_rows(tasks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from clsp.evaluate.__main__ import main
 from clsp.evaluate.features import compute_features
-from clsp.evaluate.finetune import FinetuneConfig, balanced_rows, finetune
 from clsp.evaluate.linear import linear_probe
+from clsp.evaluate.tuning import FinetuneConfig, balanced_rows, finetune
 from clsp.shards.images import load_pixels, open_images
 from clsp.train.encoder import load_encoder
 
