@@ -39,7 +39,8 @@ def training_features(
     """
     encoder = encoder.to(device).eval()
     size = shards.pixels(0, ["anchor"]).shape[1]
-    parts, row_of = [], {}
+    parts: list[Tensor] = []
+    row_of: dict[bytes, int] = {}
     with progress(len(source), "features", "image") as bar:
         for start in range(0, len(source), _BATCH):
             rows = range(start, min(start + _BATCH, len(source)))

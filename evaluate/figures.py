@@ -101,7 +101,7 @@ def sweep_figure(panels: Mapping[str, Mapping[float, Sequence[float]]], label: s
         axes = figure.add_subplot(1, len(panels), number + 1, sharey=shared)
         shared = shared or axes
         means = [float(np.mean(values)) for values in scores.values()]
-        spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in scores.values()]
+        spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in scores.values()]
         places = list(scores)
         axes.errorbar(places, means, spread, marker="_", markersize=12, capsize=3, linewidth=1.5)
         for place, values in scores.items():

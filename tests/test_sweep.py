@@ -57,7 +57,7 @@ def test_every_stage_runs_for_each_value(
         (tmp_path / f"{name}.toml").write_text(text)
         flags.append(f"--{name}={tmp_path / name}.toml")
     out = tmp_path / "out"
-    flags += ["--images=digits:test", f"--model={tmp_path / 'model'}", "--train=digits:train"]
+    flags += ["--images=digits:test", f"--model={tmp_path / 'model'}", "--train=digits:test"]
     flags += ["--test=digits:test", f"--out={out}", f"--cache={tmp_path / 'cache'}"]
     flags += ["--device=cpu", "--workers=1", "--over=lambda=0,1", "--over=K=1"]
     result = CliRunner().invoke(main, ["sweep", *flags])
