@@ -3,91 +3,65 @@
 from __future__ import annotations
 
 import errno
-import io
-import itertools
-from collections.abc import Callable
+import json
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from benchmarks.faults import KINDS, NAME, WRONG, broken_member, broken_write, contents, records
 from clsp.generate.output import Folder
-from clsp.shards import files, writer
-from clsp.shards.images import encode_image
-from clsp.shards.record import Record, members
+from clsp.shards.record import members
 
-NAME = "data/train-00000.tar"
-
-
-def records() -> list[Record]:
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
-    images = [encode_image(image, "png") for image in pixels]
-    return [Record(f"k{n}", images[n], (images[n + 4],), {}, "png") for n in range(4)]
-
-
-def visible(root: Path) -> dict[str, bytes]:
-    """Every file below `root`, temporaries too."""
-    return {p.name: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+ROOT = Path(__file__).parents[2]
+TOTAL = sum(len(members(record)) for record in records())
 
 
 @pytest.fixture
 def whole(tmp_path: Path) -> dict[str, bytes]:
     Folder(tmp_path / "whole").add_shard(NAME, records(), positives=1)
-    return visible(tmp_path / "whole")
+    return contents(tmp_path / "whole")
 
 
-def test_an_error_at_any_member_leaves_nothing(
-    whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    total = sum(len(members(record)) for record in records())
+def test_an_error_at_any_member_leaves_nothing(whole: dict[str, bytes], tmp_path: Path) -> None:
     output = Folder(tmp_path / "set")
-    for broken in range(total):
-        count = itertools.count()
-
-        def failing(record: Record, broken: int = broken, count=count):
-            for member in members(record):
-                if next(count) == broken:
-                    raise RuntimeError("a fault")
-                yield member
-
-        monkeypatch.setattr(writer, "members", failing)
-        with pytest.raises(RuntimeError, match="a fault"):
+    for number in range(TOTAL):
+        with broken_member(number), pytest.raises(RuntimeError, match="a fault"):
             output.add_shard(NAME, records(), positives=1)
-        assert visible(output.root) == {}
-    monkeypatch.setattr(writer, "members", members)
+        assert contents(output.root) == {}
     output.add_shard(NAME, records(), positives=1)
-    assert visible(output.root) == whole
+    assert contents(output.root) == whole
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
 def test_a_failed_write_anywhere_leaves_no_shard(
-    whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    whole: dict[str, bytes], tmp_path: Path, code: int
 ) -> None:
     """The write that fails has put half of its bytes on the disk, as a full one does."""
-    output, codes = Folder(tmp_path / "set"), []
-    for broken in itertools.count():
-        opened = _failing_open(broken, code)
-        for module in (writer, files):
-            monkeypatch.setattr(module, "open", opened, raising=False)
-        try:
+    output = Folder(tmp_path / "set")
+    for number in range(TOTAL + 2):  # the end of the tar, and the index
+        with broken_write(number, code), pytest.raises(OSError, match="a fault") as raised:
             output.add_shard(NAME, records(), positives=1)
-            break
-        except OSError as error:
-            codes.append(error.errno)
-        assert visible(output.root) == {}
-    assert set(codes) == {code}
-    assert len(codes) > 12  # each member, the end, the index
-    assert visible(output.root) == whole
+        assert raised.value.errno == code
+        assert contents(output.root) == {}
+    with broken_write(TOTAL + 2, code):  # which there is none of
+        output.add_shard(NAME, records(), positives=1)
+    assert contents(output.root) == whole
 
 
-def _failing_open(broken: int, code: int) -> Callable[[Path, str], io.FileIO]:
-    count = itertools.count()
-
-    class Failing(io.FileIO):
-        def write(self, data: bytes) -> int:
-            if next(count) == broken:
-                super().write(data[: len(data) // 2])
-                raise OSError(code, "a fault")
-            return super().write(data)
-
-    return lambda path, mode: Failing(str(path), mode.replace("b", ""))
+def test_no_fault_of_any_kind_shows_a_partial_shard(tmp_path: Path) -> None:
+    """The short form of `python -m benchmarks.faults`: terminated and torn uploads, too."""
+    flags = ["--faults=25", f"--results={tmp_path}"]
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "faults.json").read_text())
+    assert [result[kind] for kind in KINDS] == [5] * len(KINDS)
+    assert [result[name] for name in WRONG] == [0] * len(WRONG)
+    assert result["unharmed"] < 10  # the others were broken indeed

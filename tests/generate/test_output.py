@@ -11,13 +11,13 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.faults import s3_server
 from clsp.generate.__main__ import generate
 from clsp.generate.config import GenerateConfig
 from clsp.generate.output import Bucket, Folder, open_output
@@ -33,25 +33,8 @@ TINY = GenerateConfig(positives=2, steps=3, batch=4, shard_size=20)
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of moto's S3 server, with the bucket `sets` in it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{address}/sets", method="PUT"))
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "the S3 server does not start"
-            time.sleep(0.1)
-    yield address
-    process.kill()
-    process.wait()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
