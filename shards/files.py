@@ -35,6 +35,11 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise
+        # Swept away by another process that finishes the same set: once more.
+        return write_atomic(path, data)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
