@@ -212,6 +212,25 @@ def test_a_file_is_replaced_as_a_whole_and_leftovers_are_swept(tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_file_that_another_writer_swept_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when two ranks finish the same set at once."""
+    replace, sweeps = os.replace, [1, 1]
+
+    def swept(source: Path, target: Path) -> None:
+        if sweeps:
+            assert sweep_temporaries(tmp_path) == sweeps.pop()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", swept)
+    write_atomic(tmp_path / "file", b"one")
+    assert sweeps == []
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"one"}
+    with pytest.raises(FileNotFoundError):
+        write_atomic(tmp_path / "nowhere" / "file", b"one")
+
+
 def test_a_preview_shows_anchors_and_positives(digit_set: ShardSet) -> None:
     import io
 
