@@ -5,7 +5,6 @@ Names are relative to the set, with forward slashes. A write is either whole or 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import shutil
@@ -20,10 +19,10 @@ from ..shards.check import ShardError
 from ..shards.files import sweep_temporaries, write_atomic
 from ..shards.manifest import COMPANIONS, Manifest, ShardFile, file_sha256, save_manifest
 from ..shards.record import Record
+from ..shards.targets import Upload, in_base64, s3_checksum, s3_upload
 from ..shards.writer import write_shard
 
 _STAGING = "clsp-shard-"  # a bucket's shards are built in a temporary folder of this name
-_LARGEST_UPLOAD = 5 * 2**30  # bytes S3 takes in one request, and so under one checksum
 
 
 class Entry(NamedTuple):
@@ -214,45 +213,15 @@ class Bucket:
         return shard
 
     def _upload(self, path: Path, name: str, sha256: str) -> None:
-        size = path.stat().st_size
-        if size > _LARGEST_UPLOAD:
-            raise ValueError(f"{name} has {size} bytes, S3 takes 5 GiB: use a smaller --shard-size")
-        try:
-            self._files.put_file(
-                str(path),
-                self._path(name),
-                mode="create",
-                chunksize=_LARGEST_UPLOAD,
-                ChecksumAlgorithm="SHA256",
-                ChecksumSHA256=_in_base64(sha256),
-            )
-        except FileExistsError:
-            # Ours, if a worker died between its upload and its receipt.
-            if self._checksum(name) != _in_base64(sha256):
-                raise ShardError(
-                    f"{self.url}/{name} is there with other bytes than this shard's, and no "
-                    "object is ever replaced; delete it if it is not wanted"
-                ) from None
-
-    def _checksum(self, name: str) -> str | None:
-        """Return the sha256 that the store keeps with an object; None where there is none."""
-        bucket, _, key = self._path(name).partition("/")
-        try:
-            head = self._files.call_s3(
-                "head_object", Bucket=bucket, Key=key, ChecksumMode="ENABLED"
-            )
-        except FileNotFoundError:
-            return None
-        checksum: str | None = head.get("ChecksumSHA256")
-        return checksum
+        s3_upload(self._files, Upload(name, path, sha256), f"{self.url}/{name}", replace=False)
 
     def check_shard(self, shard: ShardFile) -> None:
         for name, sha256 in ((shard.name, shard.sha256), (_index(shard.name), shard.idx_sha256)):
-            found = self._checksum(name)
-            if found != _in_base64(sha256):
+            found = s3_checksum(self._files, f"{self.url}/{name}")
+            if found != in_base64(sha256):
                 raise ShardError(
                     f"{self.url}/{name}: its sha256 (base64) is {found}, "
-                    f"its receipt says {_in_base64(sha256)}"
+                    f"its receipt says {in_base64(sha256)}"
                 )
 
     @contextmanager
@@ -277,10 +246,6 @@ class Bucket:
             save_manifest(Path(folder), manifest)
             for name in ("SHA256SUMS", "manifest.json"):
                 self.write(name, (Path(folder) / name).read_bytes())
-
-
-def _in_base64(sha256: str) -> str:
-    return base64.b64encode(bytes.fromhex(sha256)).decode()
 
 
 def _sweep_staging() -> None:

@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -17,7 +16,6 @@ from .files import fsync_folder, temporary_name
 from .manifest import file_sha256
 from .remote import (
     PIECE,
-    Missing,
     hub_errors,
     is_remote,
     refuse_secrets,
@@ -135,42 +133,55 @@ class S3Target:
 
     def put(self, files: list[Upload], replace: bool, done: Callable[[], object]) -> None:
         def upload(file: Upload) -> None:
-            self._upload(file, replace)
+            place = f"{self.address}/{file.name}"
+            with s3_errors(place):
+                bucket = s3_files(place)
+                if s3_checksum(bucket, place) != in_base64(file.sha256):
+                    _compare(file)
+                    s3_upload(bucket, file, place, replace=replace)
             done()
 
         in_threads(upload, files)
 
-    def _upload(self, file: Upload, replace: bool) -> None:
-        place = f"{self.address}/{file.name}"
-        size = file.path.stat().st_size
-        if size > _LARGEST_S3:
-            raise ShardError(f"{file.path} has {size} bytes, S3 takes 5 GiB; make smaller shards")
-        checksum = base64.b64encode(bytes.fromhex(file.sha256)).decode()
-        found = self._checksum(place)
-        if found == checksum:
-            return
-        if found is not None and not replace:
-            raise _taken(place)
-        if file_sha256(file.path) != file.sha256:
-            raise _differs(str(file.path), file_sha256(file.path), file.sha256)
-        with s3_errors(place):
-            s3_files(place).put_file(
-                str(file.path),
-                place,
-                chunksize=_LARGEST_S3,
-                ChecksumAlgorithm="SHA256",
-                ChecksumSHA256=checksum,
-            )
 
-    def _checksum(self, place: str) -> str | None:
-        """Return an object's sha256 in base64, "" where the store knows none, None without one."""
-        bucket, _, key = place.removeprefix("s3://").partition("/")
-        with suppress(Missing), s3_errors(place):
-            head: dict[str, Any] = s3_files(place).call_s3(
-                "head_object", Bucket=bucket, Key=key, ChecksumMode="ENABLED"
-            )
-            return str(head.get("ChecksumSHA256", ""))
+def s3_upload(files: Any, file: Upload, place: str, *, replace: bool) -> None:
+    """Upload a file with `files`, an s3fs file system, to `s3://BUCKET/KEY`: whole or not at all.
+
+    One request, whose sha256 the store compares and keeps; nothing happens where the same bytes
+    are. Raises ShardError for a file that is larger than S3 takes, and, unless `replace`, where
+    other bytes are.
+    """
+    size, checksum = file.path.stat().st_size, in_base64(file.sha256)
+    if size > _LARGEST_S3:
+        raise ShardError(f"{file.path} has {size} bytes, S3 takes 5 GiB; make smaller shards")
+    try:
+        files.put_file(
+            str(file.path),
+            place,
+            mode="overwrite" if replace else "create",
+            chunksize=_LARGEST_S3,
+            ChecksumAlgorithm="SHA256",
+            ChecksumSHA256=checksum,
+        )
+    except FileExistsError:
+        # Ours, if an earlier one died after its upload.
+        if s3_checksum(files, place) != checksum:
+            raise _taken(place) from None
+
+
+def s3_checksum(files: Any, place: str) -> str | None:
+    """Return an object's sha256 in base64, "" where the store knows none, None without one."""
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    try:
+        head = files.call_s3("head_object", Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+    except FileNotFoundError:
         return None
+    return str(head.get("ChecksumSHA256", ""))
+
+
+def in_base64(sha256: str) -> str:
+    """Return a hex sha256 as S3 writes it."""
+    return base64.b64encode(bytes.fromhex(sha256)).decode()
 
 
 @dataclass(frozen=True)
