@@ -33,7 +33,7 @@ from torchvision import transforms
 from clsp.shards.images import encode_image, load_pixels, open_images
 from clsp.shards.reader import ShardSet
 from clsp.shards.record import Record
-from clsp.shards.store import index_folder
+from clsp.shards.store import index_folder, open_set
 from clsp.shards.writer import write_shard
 from clsp.train.config import TrainConfig
 from clsp.train.encoder import ProjectedEncoder
@@ -212,6 +212,7 @@ def bytes_read(shards: ShardSet) -> dict[str, float]:
     In the first epoch each record's JSON is read too, which holds the images' hashes; of a set of
     this size they are kept.
     """
+    shards = open_set(shards.folder)  # which has kept no hash yet
     batches = TupleBatches(shards, 64, 0, positives=1)
     _ = shards.keys  # indexes are read once, not once an epoch
     sizes = []
