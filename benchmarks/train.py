@@ -106,12 +106,13 @@ def forever(make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
 def input_speed(shards: ShardSet, cache: Path, config: TrainConfig) -> dict[str, float]:
     """Return tuples a second on one core of both ways, and their ratio."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})  # inherited by the loader's process
+    os.sched_setaffinity(0, {min(cores)})
     pixels = decoded_set(shards, cache)
     assert pixels is not None
     memory = np.array(pixels)
+    # In this process: one of its own would go on, on the same core, while ours is timed.
     loader = DataLoader(
-        ReferenceInput(memory, config), config.batch, shuffle=True, num_workers=1, drop_last=True
+        ReferenceInput(memory, config), config.batch, shuffle=True, num_workers=0, drop_last=True
     )
     reference = forever(lambda: iter(loader))
     batches = TupleBatches(shards, config.batch, 0, positives=1, pixels=pixels)
