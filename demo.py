@@ -31,7 +31,7 @@ TRAINING: dict[str, Any] = {
     "arch": "resnet-tiny",
     "hidden": 256,
     "dim": 64,
-    "batch": 128,
+    "batch": 64,
     "lr": 0.05,
     "lr_warmup": 1,
     "lambda_warmup": 5,
@@ -42,7 +42,7 @@ TRAINING: dict[str, Any] = {
     "mean": (0.3, 0.3, 0.3),
     "std": (0.37, 0.37, 0.37),
     "save_every": 1000,
-    "log_every": 22,
+    "log_every": 44,
 }
 
 
