@@ -288,7 +288,7 @@ def _stage(command: click.Command, config: type, recipe: str | None, *required: 
 )
 @click.option("--probe", "probing", metavar="RECIPE", help="Recipe of `clsp evaluate`.")
 @click.option("--by", default="linear_top1", show_default=True, help="The score to plot.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="Of generation and probes.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that generate.")
 @cache_option
 def main(

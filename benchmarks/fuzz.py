@@ -156,7 +156,9 @@ def run(
 
 def trials(numbers: range, folder: Path, whole: Whole, pipe: int, seconds: int) -> None:
     """Write a line for each trial: its number, CPU seconds, and outcome."""
-    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+    # Beyond what the process has mapped already, which may be torch.
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**30,) * 2)
     for number in numbers:
         dice, name = random.Random(number), FORMATS[number % len(FORMATS)]
         files, pixels = whole[name]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -113,7 +113,10 @@ def make_set(anchors: int) -> float:
             written = output.add_shard(plan.shard_name(shard), records, config.positives)
             output.write(plan.receipt_name(shard), Receipt(written, plan.id, {}).to_json())
             output.remove(plan.shard_name(shard))  # The disk need not hold them all.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # ru_maxrss would be that of the process which started this one, if that was larger.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**10
 
 
 def peak(anchors: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,8 @@ def training_features(
 ) -> Training:
     """Return the features of every image of a source, seen as the set's images are.
 
-    They are cropped and resized to the set's size; an anchor is known by its pixels.
+    They are cropped and resized to the set's size; an anchor is known by its pixels, so
+    none is in a set of JPEG, and its own image then counts as the nearest.
     """
     encoder = encoder.to(device).eval()
     size = shards.pixels(0, ["anchor"]).shape[1]
@@ -45,12 +47,16 @@ def training_features(
         for start in range(0, len(source), _BATCH):
             rows = range(start, min(start + _BATCH, len(source)))
             pixels = load_pixels(source, rows, size)
-            row_of |= {image.tobytes(): row for image, row in zip(pixels, rows, strict=True)}
+            row_of |= {_digest(image): row for image, row in zip(pixels, rows, strict=True)}
             parts.append(embed(encoder, torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)))
             bar.update(len(rows))
-    anchors = (shards.pixels(row, ["anchor"])[0].tobytes() for row in range(len(shards)))
+    anchors = (_digest(shards.pixels(row, ["anchor"])[0]) for row in range(len(shards)))
     own = torch.tensor([row_of.get(pixels, -1) for pixels in anchors])
     return Training(torch.cat(parts), own)
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    return hashlib.sha256(pixels.tobytes()).digest()
 
 
 def nearest_training(features: SetFeatures, training: Training) -> tuple[Tensor, Tensor]:

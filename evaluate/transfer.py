@@ -74,21 +74,32 @@ def transfer(
         raise ValueError(f"{root} holds none of the folders {folders}")
     encoders = {address: open_encoder(address) for address in addresses}
     abouts = {
-        (name, address): {**encoder_facts(encoder), "data set": name, "seed": seed}
+        (name, address): {
+            **encoder_facts(encoder),
+            "data set": name,
+            "root": str(Path(root).resolve()),
+            "seed": seed,
+        }
         for name in names
         for address, encoder in encoders.items()
     }
     results = out / "results"
     todo = {key for key, about in abouts.items() if not kept_path(results, key[0], about).exists()}
     # Opened before any work, so that what is not there is known at once.
-    tasks = {
-        name: open_task(name, root, seed=seed, download=download)
-        for name in names
-        if any(key[0] == name for key in todo)
-    }
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    tasks: dict[str, Task] = {}
     failures: dict[str, str] = {}
+    for name in dict.fromkeys(key[0] for key in abouts if key in todo):
+        try:
+            tasks[name] = open_task(name, root, seed=seed, download=download)
+        except (ValueError, OSError) as error:
+            if datasets:
+                raise
+            failures[name] = str(error)
+            click.echo(f"{name:<12}{error}", err=True)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for (name, address), about in abouts.items():
+        if name in failures:
+            continue
         measure = partial(
             _measure, encoders[address], tasks, name, device, cache / "features", seed
         )

@@ -37,9 +37,9 @@ def compile_blocks(network: nn.Module, site: str, device: torch.device) -> None:
 
 def failed_to_compile(error: Exception) -> bool:
     """Return whether an error is the compiler's, which every shard would meet."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-    return isinstance(error, TorchDynamoException)
+    return isinstance(error, (TorchDynamoException, FailOnRecompileLimitHit))
 
 
 def _blocks(module: nn.Module, site: str) -> Iterator[nn.Module]:

@@ -122,7 +122,7 @@ def _spread(
         alive = at_work(job.output)
         for shard, process in alive.items():
             seen[shard].add(process)
-        if alive:
+        if alive.keys() & {shard for _, shard in given.values()}:
             heard = now
         elif now - heard > _PATIENCE:
             raise JobError(

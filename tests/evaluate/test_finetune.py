@@ -11,8 +11,6 @@ import torch
 from click.testing import CliRunner
 
 from clsp.evaluate.__main__ import main
-from clsp.evaluate.features import compute_features
-from clsp.evaluate.linear import linear_probe
 from clsp.evaluate.tuning import FinetuneConfig, balanced_rows, finetune
 from clsp.shards.images import load_pixels, open_images
 from clsp.train.encoder import load_encoder
@@ -38,22 +36,17 @@ def test_as_many_labels_of_each_class_are_drawn_by_seed() -> None:
         balanced_rows(labels, 4, 10, seed=1)
 
 
-def test_fine_tuning_beats_a_frozen_random_encoder_and_does_nothing_twice(
+def test_fine_tuning_learns_with_the_labels_it_gets_and_does_nothing_twice(
     run: Path, open_page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = load_encoder(run / "encoder")
-    frozen = linear_probe(
-        *(compute_features(encoder, open_images(f"digits:{p}")) for p in ("train", "test")),
-        flip=False,
-    ).scores["linear_top1"]
     out = tmp_path / "out"
     flags = ("--percents=10,100", "--epochs=12,4")
     result = command(run, out, *flags)
     assert result.exit_code == 0, result.output
     values = json.loads((out / "finetune.json").read_text())
     (scores,) = values["arms"]["simclr"]["scores"]
-    assert scores["100 %"] > frozen + 5
-    assert scores["100 %"] > scores["10 %"] > 20  # chance is 10
+    assert scores["100 %"] > 80  # chance is 10
+    assert scores["100 %"] > scores["10 %"] > 20
     assert (out / "finetune.md").read_text() in result.output
     kept = [json.loads(path.read_bytes()) for path in (out / "results").iterdir()]
     assert sorted(value["result"]["images"] for value in kept) == [140, 1438]

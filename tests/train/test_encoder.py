@@ -149,7 +149,7 @@ def test_a_projector_has_the_asked_layers(
     if isinstance(last, nn.BatchNorm1d):
         assert last.affine == (norm == "all")
     export_encoder(tmp_path, model.backbone, config, 8, model.projector)
-    x = torch.randn(4, 64)
+    x = torch.randn(4, FEATURES["resnet-tiny"])
     torch.testing.assert_close(load_projector(tmp_path)(x), model.eval().projector(x))
 
 
