@@ -25,7 +25,7 @@ ARMS = {
     "SimCLR, third real view": "real",
     "CLSP-SimCLR": "synthetic",
 }
-POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 20, "shard_size": 180}
+POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 10, "shard_size": 180}
 # Strong crops only: a mirrored digit is another one, and the images have no colour.
 TRAINING: dict[str, Any] = {
     "arch": "resnet-tiny",
@@ -34,7 +34,7 @@ TRAINING: dict[str, Any] = {
     "batch": 64,
     "lr": 0.05,
     "lr_warmup": 1,
-    "lambda_warmup": 5,
+    "lambda_warmup": 3,
     "crop_min": 0.3,
     "jitter_p": 0.0,
     "grey_p": 0.0,
@@ -49,8 +49,8 @@ TRAINING: dict[str, Any] = {
 @click.command()
 @click.option("--out", default="clsp-demo", show_default=True, type=click.Path(path_type=Path))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1))
-@click.option("--fit-steps", default=1500, show_default=True, type=click.IntRange(min=1))
-@click.option("--epochs", default=30, show_default=True, type=click.IntRange(min=1))
+@click.option("--fit-steps", default=1200, show_default=True, type=click.IntRange(min=1))
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: cores.")
 def main(out: Path, seeds: int, fit_steps: int, epochs: int, workers: int | None) -> None:
     """Make positives of 1,797 digits, train on them, and report whether they help.
@@ -67,8 +67,8 @@ def demo(
     out: Path,
     *,
     seeds: int = 3,
-    fit_steps: int = 1500,
-    epochs: int = 30,
+    fit_steps: int = 1200,
+    epochs: int = 20,
     workers: int | None = None,
 ) -> Path:
     """Run every stage into the folder `out`; return the report's path."""
@@ -83,7 +83,7 @@ def demo(
         for name, value in load_recipe("fit-digits", RECIPES).items()
     }
     click.echo("1/4 a diffusion model of the digits", err=True)
-    fit(FitConfig(**{**recipe, "steps": fit_steps}), out / "model")
+    fit(FitConfig(**{**recipe, "steps": fit_steps, "sample_every": fit_steps}), out / "model")
     click.echo("2/4 four positives for each digit", err=True)
     sampling = GenerateConfig(**POSITIVES)  # type: ignore[arg-type]
     for part in ("train", "test"):

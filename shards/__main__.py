@@ -100,7 +100,7 @@ def info(address: str) -> None:
     """
     try:
         click.echo(_describe(open_set(address)))
-    except ShardError as error:
+    except (ShardError, OSError) as error:
         raise click.ClickException(str(error)) from error
     except (TypeError, AttributeError) as error:
         raise click.ClickException(

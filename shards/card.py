@@ -83,6 +83,8 @@ def prepare_to_share(
     }
     for file, text in texts.items():
         path = folder / file
+        if path.exists() and not path.is_file():
+            raise ShardError(f"{path} is not a file")
         if not path.exists() or _MARK in path.read_text("utf-8", "replace"):
             files[file] = text.encode()
     for file, data in files.items():

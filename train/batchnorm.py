@@ -14,12 +14,19 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> Any:
     """Return `module` with every batch norm in it made one over all ranks; names stay.
 
     On a GPU by torch's SyncBatchNorm. On a CPU, where torch has none, by this file's, in place.
+    Raises ValueError for a batch norm that does more, as timm's do which hold an activation.
     """
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    others = {type(part).__name__ for part in norms} - {"BatchNorm1d", "BatchNorm2d"}
+    if others:
+        raise ValueError(
+            f"bn_mode sync on several ranks is for plain batch norm, but the network has "
+            f"{', '.join(sorted(others))}; take --bn-mode joint or split"
+        )
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for part in module.modules():
-        if isinstance(part, _BatchNorm):
-            part.__class__ = RankBatchNorm  # of the same attributes, so copies and states work
+    for part in norms:
+        part.__class__ = RankBatchNorm  # of the same attributes, so copies and states work
     return module
 
 
@@ -50,10 +57,12 @@ class RankBatchNorm(_BatchNorm):
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        count = input.new_tensor([input.numel() / input.shape[1]])
+        # Statistics of half-precision values are kept in single, as torch does.
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+        count = x.new_tensor([x.numel() / x.shape[1]])
         dist.all_reduce(count)
-        mean = _Sum.apply(input.sum(axes)) / count
-        centred = input - mean.view(shape)
+        mean = _Sum.apply(x.sum(axes)) / count
+        centred = x - mean.view(shape)
         var = _Sum.apply(centred.square().sum(axes)) / count
         if self.track_running_stats:
             assert self.num_batches_tracked is not None
@@ -65,6 +74,6 @@ class RankBatchNorm(_BatchNorm):
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(var * count / (count - 1), share)
         normal: Tensor = centred * (var + self.eps).rsqrt().view(shape)
-        if not self.affine:
-            return normal
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+        if self.affine:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(input.dtype)

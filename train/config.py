@@ -185,6 +185,8 @@ class TrainConfig:
             raise ValueError(
                 f"augment_positives is about synthetic positives, but positive is {self.positive}"
             )
+        if self.method == "all4one" and self.queue < 5:
+            raise ValueError(f"queue is {self.queue}, but all4one takes 5 neighbours from it")
         if self.method in QUEUED and self.queue % self.batch:
             raise ValueError(f"queue {self.queue} is not a multiple of batch {self.batch}")
 
