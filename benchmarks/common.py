@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 import time
@@ -73,6 +74,14 @@ def tiny_unet(channels: int = 3, side: int = 8, **more: Any) -> Any:
         add_attention=False,
         **more,
     ).eval()
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held, in MiB."""
+    # ru_maxrss would be that of the process which started this one, if that was larger.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**10
 
 
 def _version(package: str) -> str:

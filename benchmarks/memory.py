@@ -8,7 +8,6 @@ prints what one such rank takes; `benchmarks.train` compares two sets by it.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.common import peak_memory
 from clsp.shards.images import encode_image
 from clsp.shards.manifest import Manifest, save_manifest
 from clsp.shards.record import Record
@@ -57,7 +57,7 @@ def write_huge_set(folder: Path, shards: int) -> None:
 def train_a_little(folder: Path) -> dict[str, float]:
     """Open a set and train some steps of its second epoch; return seconds and MiB."""
     torch.set_num_threads(1)
-    imported = _peak()
+    imported = int(peak_memory())
     began = time.monotonic()
     shards = open_set(folder)
     seconds = time.monotonic() - began
@@ -76,15 +76,8 @@ def train_a_little(folder: Path) -> dict[str, float]:
         "seconds_to_open": round(seconds, 2),
         f"seconds_of_{STEPS}_steps": round(time.monotonic() - began, 2),
         "MiB_of_imports": imported,
-        "peak_MiB": _peak(),
+        "peak_MiB": int(peak_memory()),
     }
-
-
-def _peak() -> int:
-    # ru_maxrss would be that of the process which started this one, if that was larger.
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) // 1024
 
 
 def measure_memory(folder: Path) -> dict[str, object]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS, report, tiny_unet
+from benchmarks.common import RESULTS, peak_memory, report, tiny_unet
 from clsp.generate.config import GenerateConfig
 from clsp.generate.output import Folder
 from clsp.generate.plan import ModelInfo, claim, make_plan
@@ -113,10 +112,7 @@ def make_set(anchors: int) -> float:
             written = output.add_shard(plan.shard_name(shard), records, config.positives)
             output.write(plan.receipt_name(shard), Receipt(written, plan.id, {}).to_json())
             output.remove(plan.shard_name(shard))  # The disk need not hold them all.
-    # ru_maxrss would be that of the process which started this one, if that was larger.
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 2**10
+    return peak_memory()
 
 
 def peak(anchors: int) -> float:

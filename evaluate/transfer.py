@@ -98,7 +98,7 @@ def transfer(
             click.echo(f"{name:<12}{error}", err=True)
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for (name, address), about in abouts.items():
-        if name in failures:
+        if name not in tasks and (name, address) in todo:
             continue
         measure = partial(
             _measure, encoders[address], tasks, name, device, cache / "features", seed

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from diffusers import UNet2DModel
 
+from benchmarks.common import tiny_unet
 from benchmarks.quality import as_table, plot, sweep
 from clsp.generate.config import FitConfig, GenerateConfig
 from clsp.generate.ddpm import noise_schedule
@@ -16,16 +15,7 @@ from clsp.generate.families import unet_run
 
 @pytest.fixture(scope="module")
 def model() -> DiffusionModel:
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        add_attention=False,
-    ).eval()
+    unet = tiny_unet()
     schedule = dict(noise_schedule(FitConfig(images="")).config)
     return DiffusionModel(unet, unet_run(unet), schedule, "", 8, (3, 8, 8))
 
