@@ -17,10 +17,8 @@ from .objective import Beside, Objective, Queue, Views, unit
 def nearest(z: Tensor, support: Tensor, count: int = 1) -> Tensor:
     """Return the rows of `support` (Q, D) nearest to each row of z (B, D): (B, count, D).
 
-    All are of unit length; the nearest comes first. Raises ValueError when Q is less than count.
+    All are of unit length; the nearest comes first. Q is at least count.
     """
-    if len(support) < count:
-        raise ValueError(f"a support set of {len(support)} has no {count} neighbours")
     return support[(z @ support.T).topk(count, dim=1).indices]
 
 
