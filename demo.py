@@ -72,9 +72,9 @@ def demo(
     workers: int | None = None,
 ) -> Path:
     """Run every stage into the folder `out`; return the report's path."""
-    from .generate.__main__ import generate
     from .generate.config import FitConfig, GenerateConfig
     from .generate.fit import RECIPES, fit
+    from .generate.run import generate
 
     workers = workers or len(os.sched_getaffinity(0))
     began = time.monotonic()

@@ -149,7 +149,7 @@ def _make_sets(
     workers: int | None,
 ) -> dict[str, Path]:
     """Make the sets that the points need; return their folders by name."""
-    from .generate.__main__ import generate
+    from .generate.run import generate
     from .shards.share import pull
 
     made: dict[str, Path] = {}

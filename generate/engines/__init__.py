@@ -1,0 +1,3 @@
+"""Who runs the jobs of a plan."""
+
+ENGINES = ("local", "ray")  # and, where a launcher started this process, its ranks

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from clsp.generate.__main__ import generate
 from clsp.generate.config import GenerateConfig
+from clsp.generate.run import generate
 from clsp.shards.store import open_set
 
 MANUAL = Path(__file__).parents[2] / "docs" / "cluster.md"

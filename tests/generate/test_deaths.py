@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.faults import contents
 from clsp.generate import output
-from clsp.generate.__main__ import generate
 from clsp.generate.config import GenerateConfig
+from clsp.generate.run import generate
 
 HERE = Path(__file__).parent
 TINY = GenerateConfig(positives=1, steps=2, batch=4, shard_size=20)

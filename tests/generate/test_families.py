@@ -28,10 +28,11 @@ from diffusers import (
 )
 
 from benchmarks.common import tiny_unet
-from clsp.generate.__main__ import generate, main
+from clsp.generate.__main__ import main
 from clsp.generate.config import GenerateConfig
 from clsp.generate.denoiser import ModelError
 from clsp.generate.diffusion import open_model
+from clsp.generate.run import generate
 from clsp.generate.sampler import make_scheduler
 from clsp.shards.store import open_set
 

@@ -18,11 +18,11 @@ from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from clsp.generate.__main__ import generate
 from clsp.generate.config import FitConfig, GenerateConfig, fit_learning_rate
 from clsp.generate.ddpm import build_unet, denoising_loss
 from clsp.generate.diffusion import open_model
 from clsp.generate.fit import draw_batch, draw_labels, fit
+from clsp.generate.run import generate
 from clsp.shards.store import open_set
 
 TINY = FitConfig(

@@ -16,9 +16,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from clsp.generate.__main__ import generate, main
+from clsp.generate.__main__ import main
 from clsp.generate.config import GenerateConfig
 from clsp.generate.plan import PlanError
+from clsp.generate.run import generate
 from clsp.shards.__main__ import main as shards_main
 from clsp.shards.edit import strip
 from clsp.shards.images import decode_image, open_images

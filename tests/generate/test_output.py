@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from benchmarks.faults import s3_server
-from clsp.generate.__main__ import generate
 from clsp.generate.config import GenerateConfig
 from clsp.generate.output import Bucket, Folder, open_output
+from clsp.generate.run import generate
 from clsp.generate.status import read_status
 from clsp.shards.check import ShardError
 from clsp.shards.images import encode_image
