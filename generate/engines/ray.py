@@ -18,7 +18,7 @@ import torch
 from ..job import Job, Worker
 from ..marks import ALIVE, JobError, at_work, quarantine
 
-_POLL = 5.0  # seconds without a result, after which the workers' marks are looked at
+_POLL = 5.0  # seconds between two looks at the workers' marks
 # So many processes may die at one shard before it is left out. More than on one machine: nodes that
 # are taken away count too.
 _MOST_DEATHS = 20
@@ -92,7 +92,7 @@ def _spread(
     given: dict[Any, tuple[Any, int]] = {}  # the result to come -> who makes it, and which
     left = dict.fromkeys(shards, math.inf)  # shard that is not done -> when it was last given
     seen: dict[int, set[bytes]] = defaultdict(set)  # shard -> the processes that were at it
-    heard = time.monotonic()
+    heard = looked = time.monotonic()
     while left:
         while todo and idle:
             shard = todo.popleft()
@@ -117,8 +117,9 @@ def _spread(
             heard = now
             if left.pop(shard, None) is not None:
                 progress(len(job.plan.anchors(shard)))
-        if ready:
+        if now - looked < _POLL:
             continue
+        looked = now
         alive = at_work(job.output)
         for shard, process in alive.items():
             seen[shard].add(process)

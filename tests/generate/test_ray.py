@@ -25,12 +25,14 @@ class ActorDied(Exception):
 class FakeRay:
     """A Ray of no processes. `act(actor, shard)` is what becomes of a task: done by default.
 
-    It returns "lost" for a task that never ends, or an exception for one that Ray gives up.
+    It returns "lost" for a task that never ends, or an exception for one that Ray gives up. A task
+    takes `pace` seconds.
     """
 
     exceptions = SimpleNamespace(ActorDiedError=ActorDied)
 
-    def __init__(self, act: Callable[[int, int], object]) -> None:
+    def __init__(self, act: Callable[[int, int], object], pace: float) -> None:
+        self.pace = pace
         self.act, self.hired, self.killed = act, 0, list[int]()
         self.results: dict[int, object] = {}
         self.clock = 0.0
@@ -48,7 +50,7 @@ class FakeRay:
     def wait(self, results: Sequence[int], timeout: float) -> tuple[list[int], list[int]]:
         ready = [result for result in results if self.results[result] != "lost"][:1]
         assert results, "it waits for nothing"
-        self.clock += 0.0 if ready else timeout
+        self.clock += self.pace if ready else timeout
         return ready, []
 
     def get(self, result: int) -> None:
@@ -61,18 +63,22 @@ class FakeRay:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    source = {"kind": "folder", "samples": 6, "classes": None}
-    plan = Plan(GenerateConfig(shard_size=1), ModelInfo("0" * 64, 8), source, ("",) * 6)
+    source = {"kind": "folder", "samples": 100, "classes": None}
+    plan = Plan(GenerateConfig(shard_size=1), ModelInfo("0" * 64, 8), source, ("",) * 100)
     return Job(plan, "", "", Folder(tmp_path))
 
 
 def spread(
-    job: Job, monkeypatch: pytest.MonkeyPatch, act: Callable[[int, int], object], actors: int = 2
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[int, int], object],
+    shards: int = 6,
+    pace: float = 0.0,
 ) -> tuple[FakeRay, list[int]]:
-    """Make six shards; return the fake, and the anchors that were counted."""
-    fake, counted = FakeRay(act), list[int]()
+    """Make shards with two actors; return the fake, and the anchors that were counted."""
+    fake, counted = FakeRay(act, pace), list[int]()
     monkeypatch.setattr(engine.time, "monotonic", lambda: fake.clock)
-    engine._spread(fake, job, fake.hire, actors, list(range(6)), counted.append)
+    engine._spread(fake, job, fake.hire, 2, list(range(shards)), counted.append)
     return fake, counted
 
 
@@ -104,6 +110,17 @@ def test_a_shard_that_kills_its_processes_is_left_out(job: Job, monkeypatch: Any
     assert counted == [1] * 5
     assert "its process died 20 times" in failures(job.output)[3].error
     assert (fake.hired, len(fake.killed)) == (3, 1)
+
+
+def test_it_is_left_out_while_others_are_made(job: Job, monkeypatch: Any) -> None:
+    """Results that never cease do not keep the driver from the marks."""
+    pids = itertools.count()
+    monkeypatch.setattr(engine, "at_work", lambda output: {3: b"process %d" % next(pids)})
+    act = lambda actor, shard: "lost" if shard == 3 else None  # noqa: E731
+    fake, counted = spread(job, monkeypatch, act, shards=100, pace=2.0)
+    assert counted == [1] * 99
+    assert failures(job.output).keys() == {3}
+    assert fake.clock == 99 * 2.0, "it waited for nobody"
 
 
 def test_a_cluster_without_room_ends_the_run(job: Job, monkeypatch: Any) -> None:
