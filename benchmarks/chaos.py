@@ -1,6 +1,8 @@
 """Kill whatever makes a set, hundreds of times, and compare every byte with a calm run's.
 
-    python -m benchmarks.chaos --kills 500 --engine ray
+    python -m benchmarks.chaos --kills 500
+
+or in pieces, `--kills 100 --engine ray --seed N --add` for several N, all at one commit.
 
 Kills are SIGKILL, at random moments: of workers (starting ones too) and, every twentieth, of the
 whole job (local, ray); and of ranks (accelerate), which are forked here with the variables that
@@ -13,14 +15,16 @@ import argparse
 import json
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, report, tiny_unet
+from benchmarks.victims import descendants, kill, title_of, victims_of, workers_left
+from clsp.evaluate.about import commit
 
 ANCHORS, SHARD = 120, 5
 FLAGS = ["--positives=2", "--steps=3", "--batch=4", f"--shard-size={SHARD}", "--device=cpu"]
@@ -65,59 +69,6 @@ def fork(arguments: list[str], log: Path, **variables: str) -> int:
         os._exit(code)
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the living processes below `pid`."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-    found, front = [], [pid]
-    while front:
-        front = [child for child, parent in parents.items() if parent in front]
-        found += front
-    return found
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-    except OSError:
-        return ""
-
-
-def workers_of(engine: str, driver: int) -> list[int]:
-    """Return the processes that make shards for `driver`, or will when they have started."""
-    below = descendants(driver)
-    if engine == "ray":
-        return [pid for pid in below if _title(pid).startswith(("ray::_Actor", "ray::IDLE"))]
-    servers = [pid for pid in below if "forkserver" in _title(pid)]
-    # The fork server's forks keep its title; they are the ones it is the parent of.
-    return [pid for server in servers for pid in descendants(server)]
-
-
-def victims_of(engine: str, alive: list[int], done: int) -> list[int]:
-    """Return the processes of which the next is killed, after `done` kills; none for not yet."""
-    if engine == "accelerate":
-        return alive
-    workers = workers_of(engine, alive[0])
-    if done % 20 == 10:
-        return alive if workers else []
-    if engine == "ray" and done % 7 == 0:  # else none would live long enough to make anything
-        return [pid for pid in workers if _title(pid).startswith("ray::_Actor.make")]
-    return workers
-
-
-def kill(pid: int) -> bool:
-    """Kill a process; False when it was gone already."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def chaos(engine: str, kills: int, inputs: list[str], out: Path, dice: random.Random) -> dict:
     """Make the set at `out`, killing `kills` times on the way; return what it took."""
     arguments = [*inputs, f"--out={out}", "--workers=2"]
@@ -144,26 +95,11 @@ def chaos(engine: str, kills: int, inputs: list[str], out: Path, dice: random.Ra
                     codes.append(os.waitstatus_to_exitcode(status))
             if done < kills and alive and (victims := victims_of(engine, alive, done)):
                 victim = dice.choice(victims)
-                below |= {pid: _title(pid) for pid in descendants(victim)}
+                below |= {pid: title_of(pid) for pid in descendants(victim)}
                 done += kill(victim)
         print(f"{engine}: run {runs}, {done} kills, exit codes {codes}", file=sys.stderr)
     seconds = round(time.monotonic() - began, 1)
-    return {"kills": done, "runs": runs, "seconds": seconds, "workers_left": _workers_left(below)}
-
-
-def _workers_left(below: dict[int, str]) -> int:
-    """Return how many workers outlived their killed jobs; end whatever else of them did."""
-
-    def left() -> list[int]:
-        return [pid for pid, title in below.items() if title and _title(pid) == title]
-
-    deadline = time.monotonic() + 10
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    ended = left()
-    for pid in ended:  # Ray's agents take their time.
-        kill(pid)
-    return sum(not below[pid].endswith("Agent") for pid in ended)
+    return {"kills": done, "runs": runs, "seconds": seconds, "workers_left": workers_left(below)}
 
 
 def _undo(out: Path, dice: random.Random) -> None:
@@ -195,9 +131,27 @@ def compare(out: Path, calm: Path) -> dict[str, int]:
     }
 
 
+def earlier_pieces(path: Path, engines: Iterable[str], seed: int) -> dict[str, Any]:
+    """Return the counts of each engine in the results at `path`; none where there are none.
+
+    Raises ValueError when they are of another commit, or have this seed already.
+    """
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found["commit"] != commit():
+        raise ValueError(f"{path} is of commit {found['commit']}, and this is {commit()}")
+    for engine in engines:
+        if seed in found.get(engine, {}).get("seeds", []):
+            raise ValueError(f"{path} has kills of {engine} by seed {seed} already")
+    return {name: found[name] for name in PAUSES if name in found}
+
+
 def add_up(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return the sums of two campaigns' counts."""
-    return {name: round(old.get(name, 0) + value, 1) for name, value in new.items()}
+    """Return the sums of two pieces' counts, and the seeds of both."""
+    none: dict[str, Any] = {name: [] if name == "seeds" else 0 for name in new}
+    both = {name: (old or none)[name] + value for name, value in new.items()}
+    return both | {"seconds": round(both["seconds"], 1)}
 
 
 def main() -> None:
@@ -209,13 +163,16 @@ def main() -> None:
     parser.add_argument("--engine", choices=PAUSES, action="append", help="default: all three")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where chaos.json is written")
-    parser.add_argument("--add", action="store_true", help="to the counts that are there")
+    parser.add_argument("--add", action="store_true", help="to the counts of other seeds")
     options = parser.parse_args()
     import clsp.generate.job  # noqa: F401  (once, for all forks)
 
-    before, path = {}, options.results / "chaos.json"
-    if options.add and path.exists():
-        before = {n: v for n, v in json.loads(path.read_text()).items() if n in PAUSES}
+    engines, before = options.engine or list(PAUSES), {}
+    if options.add:
+        try:
+            before = earlier_pieces(options.results / "chaos.json", engines, options.seed)
+        except ValueError as error:
+            parser.error(str(error))
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -227,11 +184,12 @@ def main() -> None:
             driver = fork([*inputs, f"--out={calm}"], folder / "calm.log", **variables)
             if os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]):
                 sys.exit((folder / "calm.log").read_text())
-        for engine in options.engine or PAUSES:
+        for engine in engines:
             out, dice = folder / engine, random.Random(options.seed)
-            found = chaos(engine, options.kills, inputs, out, dice) | compare(out, calm)
+            found = {"seeds": [options.seed]}
+            found |= chaos(engine, options.kills, inputs, out, dice) | compare(out, calm)
             results[engine] = add_up(before.get(engine, {}), found)
-    report("chaos", {"anchors": ANCHORS, **before, **results}, options.results)
+            report("chaos", {"anchors": ANCHORS, **before, **results}, options.results)
     sys.exit(any(result[name] for result in results.values() for name in WRONG))
 
 

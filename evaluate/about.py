@@ -14,17 +14,22 @@ ROOT = Path(__file__).parent.parent
 def commit() -> str:
     """Return the checkout's commit, with a plus sign when files differ from it.
 
-    Of an installed package, its version.
+    Recorded results are none of those: they make nothing. Of an installed package, its version.
     """
     if (ROOT / ".git").exists():
-        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if found.returncode == 0:
-            return found.stdout.strip()
+        name = _git("describe", "--always", "--abbrev=10")
+        if name is not None:
+            changes = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+            return f"{name}+" if changes else name
     try:
         return f"clsp {version('clsp')}"
     except PackageNotFoundError:
         return "unknown"
+
+
+def _git(*arguments: str) -> str | None:
+    found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def hardware() -> str:
