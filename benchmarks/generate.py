@@ -5,9 +5,9 @@ one after the other, and encodes and saves images while the denoiser waits.
 
     python -m benchmarks.generate
     python -m benchmarks.generate --device cuda --batch 256 --steps 5 --peak-tflops 989 \
-        --variants baseline,float32,bfloat16,compiled,fast --out-name generate-gpu
+        --variants baseline,float32,bfloat16,compiled,graphs,fast --out-name generate-gpu
     python -m benchmarks.generate --device cuda --size 256 --batch 32 --steps 5 --peak-tflops 989 \
-        --variants baseline,bfloat16,compiled,fast --out-name generate-gpu-256
+        --variants baseline,bfloat16,compiled,graphs,fast --out-name generate-gpu-256
 
 What runs in one thread of a CPU is what one worker of many does.
 """
@@ -141,7 +141,7 @@ def share_of_network(config: GenerateConfig, model: DiffusionModel, source: Imag
 def settings(plain: GenerateConfig, dtype: str) -> dict[str, GenerateConfig]:
     """Return the configuration of each variant, all of as many steps.
 
-    dtype: the faster one on this device, for `compiled` and `fast`.
+    dtype: the faster one on this device, for `compiled`, `graphs` and `fast`.
     """
     last = replace(plain, channels_last=True)
     return {
@@ -150,6 +150,7 @@ def settings(plain: GenerateConfig, dtype: str) -> dict[str, GenerateConfig]:
         "channels-last": last,
         "bfloat16": replace(last, dtype="bfloat16"),
         "compiled": replace(last, dtype=dtype),
+        "graphs": replace(last, dtype=dtype),
         "fast": replace(last, dtype=dtype, scheduler=FAST["scheduler"], w=FAST["w"]),
     }
 
@@ -191,7 +192,7 @@ def main(
     peak_tflops: float | None,
     out_name: str,
 ) -> None:
-    """Time the baseline and our variants in turn; `compiled` and `fast` in bfloat16 on a GPU."""
+    """Time the baseline and our variants in turn; on a GPU the last three in bfloat16."""
     if device == "cpu":
         torch.set_num_threads(1)
     source, anchors = open_images(images), range(batch)
@@ -200,8 +201,9 @@ def main(
     chosen = {name: chosen[name] for name in dict.fromkeys(["baseline", *variants.split(",")])}
     models = {name: make_model(int(size), channels, device, c) for name, c in chosen.items()}
     flops = flops_of_positive(plain, models["baseline"])
-    if "compiled" in models:
-        compile_blocks(models["compiled"].network, plain.site, torch.device(device))
+    for name, mode in (("compiled", "default"), ("graphs", "reduce-overhead")):
+        if name in models:
+            compile_blocks(models[name].network, plain.site, torch.device(device), mode)
 
     def task(name: str, folder: Path) -> Callable[[], None]:
         make, numbers = baseline if name == "baseline" else ours, itertools.count()

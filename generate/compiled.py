@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 _VERSIONS = 200
 
 
-def compile_blocks(network: nn.Module, site: str, device: torch.device) -> None:
+def compile_blocks(
+    network: nn.Module, site: str, device: torch.device, mode: str = "default"
+) -> None:
     """Have each block of a denoiser compiled at its first call for every shape that it meets.
 
     Blocks are compiled one by one, not the whole, because hooks at the site and an end there are
     what the method is made of; a block around the site is taken apart. Shapes are not generalised:
     then a shard's bytes would depend on which shapes a process met before it.
-    Raises ValueError when there is no compiler for this device.
+    mode: torch.compile's; "reduce-overhead" records each block as a CUDA graph, which helps where
+    kernels are so short that starting them is what takes time.
+    Raises ValueError when there is no compiler for this device, and for graphs without a GPU.
     """
     _check_compiler(device)
+    if mode == "reduce-overhead" and device.type != "cuda":
+        raise ValueError(f"--compile {mode} records CUDA graphs, and the device is {device.type}")
     import torch._dynamo as dynamo
 
     # Blocks of a kind share their code, and with it one count of versions; beyond the limit it
@@ -32,7 +40,20 @@ def compile_blocks(network: nn.Module, site: str, device: torch.device) -> None:
     dynamo.config.recompile_limit = _VERSIONS
     dynamo.config.fail_on_recompile_limit_hit = True
     for block in list(_blocks(network, site)):
-        block.forward = torch.compile(block.forward, dynamic=False)
+        forward = torch.compile(block.forward, dynamic=False, mode=mode)
+        block.forward = forward if mode == "default" else _copied(forward)
+
+
+def _copied(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Give copies of what a graph returns, whose memory the next graph overwrites.
+
+    A block's output is needed long after: by the skips, and the anchor's by all its positives.
+    """
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return tree_map_only(Tensor, torch.clone, forward(*arguments, **options))
+
+    return call
 
 
 def failed_to_compile(error: Exception) -> bool:

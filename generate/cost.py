@@ -94,16 +94,16 @@ def estimate(
     device: str,
     workers: int,
     probe: float = 20.0,
-    compiled: bool = False,
+    compiled: str | None = None,
 ) -> Cost:
     """Return the cost of a set, from making batches of its first anchors for `probe` seconds.
 
-    model: on `device`; compiled: whether it is to be compiled there. At least one batch is made
+    model: on `device`; compiled: torch.compile's mode for it there. At least one batch is made
     after one that warms the device up; each goes through all that a shard's does but the disk.
     """
     flops = flops_of_positive(config, model)  # first: none is counted in compiled kernels
     if compiled:
-        compile_blocks(model.network, config.site, torch.device(device))
+        compile_blocks(model.network, config.site, torch.device(device), compiled)
     sampler = BatchSampler(config, model, torch.device(device), "the model")
     rows = range(min(config.batch, len(source)))
     if compiled or device.startswith("cuda"):

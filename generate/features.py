@@ -66,13 +66,29 @@ def bottleneck_features(
 @click.command()
 @click.option("--images", required=True, help="Image source, as for `clsp generate`.")
 @click.option("--model", "spec", required=True, help="Diffusion model, as for `clsp generate`.")
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Pixels a side that a reference .pt file was trained for, which does not say it.",
+)
+@click.option("--download", is_flag=True, help="Fetch the image data set if it is not there.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A .safetensors file.")
 @click.option("--timestep", default=50, show_default=True, help="How far images are noised.")
 @click.option("--site", help="Module whose output is kept; by default the middle block.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def main(
-    images: str, spec: str, out: Path, timestep: int, site: str | None, seed: int, device: str
+    images: str,
+    spec: str,
+    image_size: int,
+    download: bool,
+    out: Path,
+    timestep: int,
+    site: str | None,
+    seed: int,
+    device: str,
 ) -> None:
     """Keep a diffusion model's bottleneck features of images, one row an image.
 
@@ -82,8 +98,8 @@ def main(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = bottleneck_features(
-            open_model(spec, device),
-            open_images(images),
+            open_model(spec, device, image_size=image_size),
+            open_images(images, download=download),
             timestep=timestep,
             site=site,
             seed=seed,

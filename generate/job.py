@@ -36,14 +36,14 @@ class Job:
     """What a worker needs to make any shard of a plan; small and picklable.
 
     images, model: the specs as the user gave them; output: where the set is written; compile:
-    whether the denoiser is compiled, for speed.
+    torch.compile's mode for the denoiser's blocks, for speed; None leaves them as they are.
     """
 
     plan: Plan
     images: str
     model: str
     output: Output
-    compile: bool = False
+    compile: str | None = None
 
     def receipts(self) -> dict[int, Receipt]:
         """Return the receipts of the shards that are done, by shard number.
@@ -83,7 +83,7 @@ class Worker:
         if model.sha256 != job.plan.model.sha256:
             raise ValueError(f"model {job.model} changed since the set was planned")
         if job.compile:
-            compile_blocks(model.network, config.site, self.device)
+            compile_blocks(model.network, config.site, self.device, job.compile)
         self.sampler = BatchSampler(config, model, self.device, job.model)
 
     def make(self, shard: int, progress: Callable[[int], None] = lambda anchors: None) -> Receipt:
@@ -101,7 +101,7 @@ class Worker:
             written = job.output.add_shard(plan.shard_name(shard), records, plan.config.positives)
             made_by = fingerprint(self.device) | self.sampler.layout()
             if job.compile:
-                made_by["compile"] = "inductor"
+                made_by["compile"] = f"inductor, {job.compile}"
             receipt = Receipt(written, plan.id, made_by)
             job.output.write(plan.receipt_name(shard), receipt.to_json())
         return receipt

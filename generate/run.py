@@ -41,7 +41,7 @@ def generate(
     engine: str = "local",
     address: str | None = None,
     shards: slice | None = None,
-    compiled: bool = False,
+    compiled: str | None = None,
     download: bool = False,
 ) -> None:
     """Make the shard set of `config` at `out`, or what is missing of it.
@@ -51,7 +51,7 @@ def generate(
     launcher (`accelerate launch`, torchrun) set RANK and WORLD_SIZE; "ray" runs `workers` actors of
     the Ray cluster at `address`.
     shards: make these only; whoever finds all shards of the plan done finishes the set.
-    compiled: let torch.compile speed up the denoiser; the receipts say so.
+    compiled: torch.compile's mode to speed up the denoiser; the receipts say it.
     Raises ValueError (bad images, model, place or engine), OSError (disk), JobError (workers cannot
     work), QuarantineError (some shards failed three times; all others are done).
     """

@@ -6,10 +6,12 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DModel
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clsp.generate.bottleneck import denoise_with, encode_to_site, find_site
 from clsp.generate.compiled import compile_blocks
@@ -27,7 +29,7 @@ CPU = torch.device("cpu")
 CONFIG = GenerateConfig(positives=2, steps=2, batch=4, shard_size=4, site="mid_block")
 
 
-def job(images: Path, model: Path, out: Path, *, compile: bool) -> Job:
+def job(images: Path, model: Path, out: Path, *, compile: str | None) -> Job:
     source, opened = open_images(f"folder:{images}"), open_model(str(model))
     plan = make_plan(CONFIG, ModelInfo(opened.sha256, opened.image_size), source)
     return Job(plan, source.spec, str(model), open_output(str(out)), compile)
@@ -82,14 +84,45 @@ def test_compiled_kernels_differ_by_rounding_only() -> None:
     torch.testing.assert_close(positive_of(model, "mid_block"), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("site", ["mid_block", "up_blocks.0.resnets.1"])
+def test_memory_that_cuda_graphs_use_again_reaches_no_positive(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, site: str
+) -> None:
+    """A stand-in for them: what one block returned is gone when the next one runs."""
+    modes, returned = set(), list[torch.Tensor]()
+
+    def graphed(forward: Any, *, mode: str, dynamic: bool) -> Any:
+        modes.add(mode)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            for tensor in returned:
+                tensor.fill_(torch.nan)
+            result = tree_map_only(torch.Tensor, torch.clone, forward(*arguments, **options))
+            returned[:] = tree_leaves(result)
+            return result
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", graphed)
+    monkeypatch.setattr("clsp.generate.compiled._check_compiler", lambda device: None)
+    model = open_model(str(tiny_model))
+    expected = positive_of(model, site)
+    compile_blocks(model.network, site, torch.device("cuda"), "reduce-overhead")
+    torch.testing.assert_close(positive_of(model, site), expected)
+    assert modes == {"reduce-overhead"}
+    assert returned
+    with pytest.raises(ValueError, match="records CUDA graphs, and the device is cpu"):
+        compile_blocks(model.network, site, CPU, "reduce-overhead")
+
+
 def test_a_receipt_says_it_and_the_plan_does_not(
     traced: None, digit_folder: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     plans = set()
-    for compiled in (False, True):
+    for compiled in (None, "default"):
         made = job(digit_folder, tiny_model, tmp_path / str(compiled), compile=compiled)
         receipt = Worker(made, "cpu").make(0)
-        assert receipt.fingerprint.get("compile") == ("inductor" if compiled else None)
+        assert receipt.fingerprint.get("compile") == (compiled and "inductor, default")
         plans.add(made.plan.id)
     assert len(plans) == 1
 
@@ -108,7 +141,7 @@ def test_the_dry_run_counts_what_compiled_kernels_hide(
             probe=0,
             compiled=compile,
         )
-        for compile in (False, True)
+        for compile in (None, "default")
     )
     assert plain.flops == compiled.flops > 0
 
@@ -119,7 +152,7 @@ def test_no_compiler_is_said_at_once(
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ValueError, match=r"a C\+\+ compiler: g\+\+ and clang\+\+ not found"):
-        Worker(job(digit_folder, tiny_model, tmp_path, compile=True), "cpu")
+        Worker(job(digit_folder, tiny_model, tmp_path, compile="default"), "cpu")
     monkeypatch.setattr("clsp.generate.compiled.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="on a GPU needs the package triton"):
         compile_blocks(torch.nn.Module(), "mid_block", torch.device("cuda"))
@@ -131,8 +164,8 @@ def test_a_compiler_that_fails_ends_the_run(
     """And does not cost every shard three attempts and its place in the set."""
     from torch._dynamo.exc import TorchDynamoException
 
-    worker = Worker(job(digit_folder, tiny_model, tmp_path, compile=False), "cpu")
-    worker.job = replace(worker.job, compile=True)
+    worker = Worker(job(digit_folder, tiny_model, tmp_path, compile=None), "cpu")
+    worker.job = replace(worker.job, compile="default")
     attempts = []
 
     def broken(*_: object) -> None:
