@@ -8,6 +8,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,10 +125,14 @@ class _Strings(Sequence[str]):
         return len(self._ends) - 1
 
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):  # Ends iteration too.
+        if not 0 <= index < len(self._ends) - 1:
             raise IndexError(index)
         part = self._bytes[self._ends[index] : self._ends[index + 1]]
         return part.decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:  # twice as fast as by index
+        for start, end in pairwise(self._ends):
+            yield self._bytes[start:end].decode("utf-8", "surrogateescape")
 
 
 def _walk(folder: str, prefix: str = "") -> Iterator[str]:

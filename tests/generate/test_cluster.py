@@ -80,7 +80,8 @@ def test_a_slurm_array_is_requeued_and_completes(slurm: dict[str, str], tmp_path
     assert first.wait(timeout=60) == 0
     assert (tmp_path / "scontrol.log").read_text() == "requeue 77_0\n"
     assert not (out / "manifest.json").exists()
-    assert [task(number).wait(timeout=300) for number in (1, 0)] == [0, 0]
+    both = [task(0), task(1)]
+    assert [each.wait(timeout=300) for each in both] == [0, 0]
     assert len(open_set(out)) == 60
 
 
