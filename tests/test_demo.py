@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
-from clsp.demo import ARMS, main
+from clsp.demo import ARMS, POSITIVES, main
 from clsp.shards.store import open_set
 
 
-def test_every_stage_runs_and_reports(tmp_path: Path) -> None:
+def test_every_stage_runs_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POSITIVES, "steps", 2)
     flags = [f"--out={tmp_path}", "--seeds=2", "--fit-steps=40", "--epochs=2", "--workers=2"]
     result = CliRunner().invoke(main, flags)
     assert result.exit_code == 0, result.output

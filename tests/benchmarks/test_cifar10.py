@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from benchmarks.cifar10 import measure_speeds
+from benchmarks.cifar10 import main, measure_speeds
 from benchmarks.cifar10_plan import FIRST, Budget, Speeds, plan_budget
 
-ROOT = Path(__file__).parent.parent.parent
 SPEEDS = Speeds({64: 1e-4, 128: 3e-4}, {64: 3e-5, 128: 1e-4}, 1e-4, 1e-5)
 SIZE = {"anchors": 50_000, "probed": 60_000, "seeds": 2, "batch": 256}
 
@@ -69,10 +67,8 @@ def test_a_tiny_run_reports_and_goes_on_where_it_stopped(tmp_path: Path) -> None
     budget = Budget(16, 20, positives=1, sample_steps=3, epochs=2, seconds=seconds)
     (out / "plan.json").write_text(json.dumps({"budget": asdict(budget)}))
     places = [f"--images={tmp_path / 'images'}", f"--out={out}", "--minutes=0.1", "--seeds=1"]
-    command = [sys.executable, "-m", "benchmarks.cifar10", *places]
-    settings = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 400}
-    first = subprocess.run(command, **settings)
-    assert first.returncode == 0, first.stderr
+    first = CliRunner().invoke(main, places)
+    assert first.exit_code == 0, first.output
     values = json.loads((out / "cifar10.json").read_text())
     assert set(FIRST) <= set(values["scores"])
     gain = values["scores"]["clsp-simclr"]["linear_top1"][0]
@@ -80,6 +76,6 @@ def test_a_tiny_run_reports_and_goes_on_where_it_stopped(tmp_path: Path) -> None
     assert values["clsp_gain"]["mean"] == pytest.approx(gain)
     assert values["frechet"]["value"] > 0
     assert "Anchors and their positives" in (out / "report.html").read_text()
-    again = subprocess.run(command, **settings)
-    assert again.returncode == 0, again.stderr
+    again = CliRunner().invoke(main, places)
+    assert again.exit_code == 0, again.output
     assert json.loads((out / "cifar10.json").read_text())["seconds"] == values["seconds"]
