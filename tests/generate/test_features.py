@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from diffusers import DDPMPipeline
 from safetensors.torch import load_file
 
+from clsp.generate.denoiser import DiffusionModel
 from clsp.generate.diffusion import open_model
 from clsp.generate.features import bottleneck_features, main
 from clsp.generate.noise import KeyedNoise
@@ -51,3 +52,19 @@ def test_an_unknown_site_is_named(tiny_model: Path, digit_folder: Path) -> None:
         bottleneck_features(
             open_model(str(tiny_model)), open_images(f"folder:{digit_folder}"), site="mid_blok"
         )
+
+
+def test_a_checkpoint_is_opened_in_the_size_that_was_given(
+    tiny_model: Path, digit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def opened(spec: str, device: str, *, image_size: int) -> DiffusionModel:
+        sizes.append(image_size)
+        return open_model(str(tiny_model), device)
+
+    monkeypatch.setattr("clsp.generate.features.open_model", opened)
+    flags = [f"--images=folder:{digit_folder}", "--model=a.pt", f"--out={tmp_path / 'f'}"]
+    result = CliRunner().invoke(main, [*flags, "--device=cpu", "--image-size=8"])
+    assert result.exit_code == 0, result.output
+    assert sizes == [8]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,3 +128,9 @@ def test_a_cluster_without_room_ends_the_run(job: Job, monkeypatch: Any) -> None
     with pytest.raises(JobError, match=r"no Ray actor has shown a sign of life for 30 minutes"):
         spread(job, monkeypatch, lambda actor, shard: "lost")
     assert failures(job.output) == {}
+
+
+def test_without_ray_the_extra_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"needs the extra ray: pip install 'clsp\[ray\]'"):
+        engine.run_ray(job, [0], "cpu", 1, None)
