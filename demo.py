@@ -28,13 +28,14 @@ ARMS = {
 POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 10, "shard_size": 180}
 # Strong crops only: a mirrored digit is another one, and the images have no colour.
 TRAINING: dict[str, Any] = {
-    "arch": "resnet-tiny",
+    "arch": "conv-tiny",
     "hidden": 256,
     "dim": 64,
     "batch": 64,
     "lr": 0.05,
     "lr_warmup": 1,
-    "lambda_warmup": 3,
+    "lambda_warmup": 5,
+    "temperature": 0.4,
     "crop_min": 0.3,
     "jitter_p": 0.0,
     "grey_p": 0.0,
@@ -50,7 +51,7 @@ TRAINING: dict[str, Any] = {
 @click.option("--out", default="clsp-demo", show_default=True, type=click.Path(path_type=Path))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--fit-steps", default=1200, show_default=True, type=click.IntRange(min=1))
-@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--epochs", default=40, show_default=True, type=click.IntRange(min=1))
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: cores.")
 def main(out: Path, seeds: int, fit_steps: int, epochs: int, workers: int | None) -> None:
     """Make positives of 1,797 digits, train on them, and report whether they help.
@@ -68,7 +69,7 @@ def demo(
     *,
     seeds: int = 3,
     fit_steps: int = 1200,
-    epochs: int = 20,
+    epochs: int = 40,
     workers: int | None = None,
 ) -> Path:
     """Run every stage into the folder `out`; return the report's path."""

@@ -46,7 +46,7 @@ WIDTHS = (64, 96, 128) if GPU else (16, 32)
 FIT_BATCH = 256 if GPU else 16
 # The reference's batches are 1024 and 512; few epochs want steps, and equal arms one batch.
 BATCH = 512 if GPU else 32
-SMALL: dict[str, Any] = {} if GPU else {"arch": "resnet-tiny", "hidden": 64, "dim": 32}
+SMALL: dict[str, Any] = {} if GPU else {"arch": "conv-tiny", "hidden": 64, "dim": 32}
 QUEUE = 32 * BATCH
 PROBED = ("linear_top1", "knn")
 # The paper's linear top-1 with ResNet-18 after 100 and 1000 epochs (arXiv:2408.16965).

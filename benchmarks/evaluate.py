@@ -165,7 +165,7 @@ def main(images: str, tested: str, count: int, epochs: int, seeds: int) -> None:
     encoder = make_encoder("resnet18", 512, train)
     ours, _ = kept(encoder, train, test, 0)
     each, _ = baseline(encoder, train, test, epochs, 0)
-    small = make_encoder("resnet-tiny", 1024, train)
+    small = make_encoder("conv-tiny", 1024, train)
     accuracies = {
         "kept": [kept(small, train, test, seed)[1] for seed in range(seeds)],
         "baseline": [baseline(small, train, test, EPOCHS, seed)[1] for seed in range(seeds)],
@@ -189,7 +189,7 @@ def main(images: str, tested: str, count: int, epochs: int, seeds: int) -> None:
                 "baseline_seconds_extrapolated": each * EPOCHS,
                 "baseline_epochs_measured": epochs,
                 "times": each * EPOCHS / ours,
-                "top1_of_whole_runs_with_resnet_tiny": accuracies,
+                "top1_of_whole_runs_with_conv_tiny": accuracies,
             },
             "knn": measure_knn(),
             "features": {

@@ -61,7 +61,7 @@ def train_a_little(folder: Path) -> dict[str, float]:
     began = time.monotonic()
     shards = open_set(folder)
     seconds = time.monotonic() - began
-    config = TrainConfig(arch="resnet-tiny", positive="synthetic", batch=64)
+    config = TrainConfig(arch="conv-tiny", positive="synthetic", batch=64)
     batches = TupleBatches(shards, config.batch, 0, positives=1)
     model = ProjectedEncoder(config)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

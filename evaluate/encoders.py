@@ -190,7 +190,7 @@ def _open_file(path: Path, stem: str | None) -> _Opened:
     max-pooling follows it cannot be seen in weights.
     """
     tensors = read_tensors(path)
-    for arch in (*_RESNETS, "resnet-tiny"):
+    for arch in (*_RESNETS, "conv-tiny"):
         for small in (False, True):
             with torch.device("meta"):
                 model = _build(arch, "cifar" if small else "imagenet")

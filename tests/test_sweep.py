@@ -48,7 +48,7 @@ def test_every_stage_runs_for_each_value(
     DDPMPipeline(unet=tiny_unet(), scheduler=DDPMScheduler()).save_pretrained(tmp_path / "model")
     recipes = {
         "generate": "positives = 2\nsteps = 2\nshard_size = 400\n",
-        "pretrain": 'positive = "synthetic"\narch = "resnet-tiny"\nhidden = 16\ndim = 8\n'
+        "pretrain": 'positive = "synthetic"\narch = "conv-tiny"\nhidden = 16\ndim = 8\n'
         "epochs = 1\nbatch = 64\nlr_warmup = 1\n",
         "probe": "epochs = 5\nepisodes = 2\nlbfgs = false\nflip = false\nshots = [1]\n",
     }

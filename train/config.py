@@ -62,7 +62,7 @@ class TrainConfig:
     augment_positives: bool = _help(
         "Augment synthetic positives as anchors are; without it they are only normalised.", True
     )
-    arch: str = _help("Backbone: resnet18, resnet50, resnet-tiny or timm:NAME.", "resnet18")
+    arch: str = _help("Backbone: resnet18, resnet50, conv-tiny or timm:NAME.", "resnet18")
     stem: Literal["cifar", "stl", "imagenet"] = _help(
         "First layers of a ResNet; imagenet keeps the network's own, as timm:NAME needs.", "cifar"
     )

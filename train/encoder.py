@@ -18,7 +18,7 @@ from ..shards.files import write_atomic
 from ..shards.manifest import file_sha256
 from .config import Norm, TrainConfig
 
-FEATURES = {"resnet18": 512, "resnet50": 2048, "resnet-tiny": 1024}  # F of each backbone
+FEATURES = {"resnet18": 512, "resnet50": 2048, "conv-tiny": 1024}  # F of each backbone
 _STEMS = ("cifar", "stl", "imagenet")
 _TIMM = "timm:"
 
@@ -26,9 +26,9 @@ _TIMM = "timm:"
 def build_backbone(arch: str, stem: str, image_size: int | None = None) -> nn.Module:
     """Return a network without its classifier, randomly initialised: (B, 3, H, W) -> (B, F).
 
-    arch: a torchvision ResNet, one of FEATURES, or "timm:NAME"; "resnet-tiny" is for 8x8 images and
-    has two stages of one basic block, of 16 and 64 channels. Its features keep 4x4 places, because
-    where a stroke lies tells digits apart.
+    arch: a torchvision ResNet, "conv-tiny", or "timm:NAME"; "conv-tiny" is for 8x8 images and has
+    four convolutions of 16, 16, 32 and 64 channels. Its features keep 4x4 places, because where a
+    stroke lies tells digits apart.
     stem: "imagenet" is the network's own; of a ResNet, "stl" has a 3x3 convolution of stride 1 and
     keeps the max-pooling; "cifar" has that convolution and no pooling.
     image_size: pixels a side, for the networks of timm that are built for one size.
@@ -39,7 +39,7 @@ def build_backbone(arch: str, stem: str, image_size: int | None = None) -> nn.Mo
         return _timm(arch.removeprefix(_TIMM), stem, image_size)
     if arch not in FEATURES:
         raise ValueError(f"arch {arch!r} is none of {', '.join(FEATURES)} and {_TIMM}NAME")
-    if arch == "resnet-tiny":
+    if arch == "conv-tiny":
         return _tiny()
     model: nn.Module = getattr(torchvision.models, arch)(weights=None)
     model.fc = nn.Identity()
@@ -84,17 +84,11 @@ def feature_dim(arch: str, backbone: nn.Module) -> int:
 
 
 def _tiny() -> nn.Module:
-    block = torchvision.models.resnet.BasicBlock
-    shortcut = nn.Sequential(nn.Conv2d(16, 64, 1, stride=2, bias=False), nn.BatchNorm2d(64))
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(inplace=True),
-        block(16, 16),
-        block(16, 64, stride=2, downsample=shortcut),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-    )
+    parts: list[nn.Module] = []
+    for channels, out, stride in ((3, 16, 1), (16, 16, 1), (16, 32, 1), (32, 64, 2)):
+        parts.append(nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False))
+        parts += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(4), nn.Flatten())
 
 
 def build_projector(

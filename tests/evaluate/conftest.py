@@ -39,8 +39,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run's folder with an untrained encoder and three rows of metrics."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    config = TrainConfig(arch="resnet-tiny", hidden=32, dim=8, mean=(0.3,) * 3, std=(0.4,) * 3)
-    backbone = build_backbone("resnet-tiny", "cifar")
+    config = TrainConfig(arch="conv-tiny", hidden=32, dim=8, mean=(0.3,) * 3, std=(0.4,) * 3)
+    backbone = build_backbone("conv-tiny", "cifar")
     pixels = torch.from_numpy(load_pixels(open_images("digits:train"))).permute(0, 3, 1, 2)
     for _ in range(20):  # so that batch norm knows the digits
         backbone((pixels / 255 - 0.3) / 0.4)

@@ -166,7 +166,7 @@ def test_a_set_without_anchors_is_refused(run: Path, make_set, tmp_path: Path) -
 
 
 def test_distances_may_be_in_any_encoders_features(run: Path, make_set, tmp_path: Path) -> None:
-    torch.save(build_backbone("resnet-tiny", "cifar").state_dict(), tmp_path / "tiny.pt")
+    torch.save(build_backbone("conv-tiny", "cifar").state_dict(), tmp_path / "tiny.pt")
     shards = make_set(tmp_path / "set")
     flags = [f"--encoder={run / 'encoder'}", f"--out={tmp_path / 'out'}", "--device=cpu"]
     other = f"{tmp_path / 'tiny.pt'},image_size=8"

@@ -116,7 +116,7 @@ def test_the_command_looks_into_a_run(run: Path, open_page, tmp_path: Path) -> N
 
 
 def test_an_encoder_made_elsewhere_is_its_backbone(tmp_path: Path) -> None:
-    torch.save(build_backbone("resnet-tiny", "cifar").state_dict(), tmp_path / "tiny.pt")
+    torch.save(build_backbone("conv-tiny", "cifar").state_dict(), tmp_path / "tiny.pt")
     flags = [f"--encoder={tmp_path / 'tiny.pt'},image_size=8", "--epochs=1", "--device=cpu"]
     places = ["--train=digits:train", "--test=digits:test", f"--out={tmp_path / 'out'}"]
     result = CliRunner().invoke(

@@ -104,7 +104,7 @@ def test_every_command_works_on_it(tmp_path: Path) -> None:
         assert (tmp_path / file).stat().st_size > 1000
     (place / "data/part-001.idx").unlink()
     assert "part-001.tar: repaired" in run(shards_main, "repair", str(place))
-    flags = ["--arch=resnet-tiny", "--hidden=16", "--dim=8", "--batch=7", "--epochs=1"]
+    flags = ["--arch=conv-tiny", "--hidden=16", "--dim=8", "--batch=7", "--epochs=1"]
     for method in ("simclr", "supcon"):
         flags += [f"--method={method}", "--positive=synthetic", f"--cache={tmp_path / 'cache'}"]
         run(train_main, f"--set={place}", f"--out={tmp_path / method}", *flags)

@@ -25,7 +25,7 @@ from clsp.train.options import RunOptions
 
 # 20 steps on 40 digits.
 TINY = TrainConfig(
-    arch="resnet-tiny",
+    arch="conv-tiny",
     positive="synthetic",
     hidden=16,
     dim=8,

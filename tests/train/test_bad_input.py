@@ -13,7 +13,7 @@ from clsp.shards.store import index_folder
 from clsp.shards.writer import write_shard
 from clsp.train.__main__ import main
 
-TINY = ["--arch=resnet-tiny", "--hidden=16", "--dim=8", "--epochs=1", "--batch=8", "--trackers="]
+TINY = ["--arch=conv-tiny", "--hidden=16", "--dim=8", "--epochs=1", "--batch=8", "--trackers="]
 
 
 def refusal(shards: ShardSet, out: Path, *flags: str) -> str:

@@ -37,7 +37,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
         return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
 
     monkeypatch.setattr(encoder, "build_backbone", build)
-    return replace(VIT, arch="resnet-tiny", lr=0.1, lr_warmup=0)
+    return replace(VIT, arch="conv-tiny", lr=0.1, lr_warmup=0)
 
 
 def loss(z: list[torch.Tensor]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from clsp.shards.reader import ShardSet
 from clsp.train.__main__ import main
 from clsp.train.compare import write_comparison
 
-FLAGS = ["--arch=resnet-tiny", "--hidden=16", "--dim=8", "--epochs=2", "--batch=8", "--log-every=5"]
+FLAGS = ["--arch=conv-tiny", "--hidden=16", "--dim=8", "--epochs=2", "--batch=8", "--log-every=5"]
 
 
 def run(shards: ShardSet, out: Path, *flags: str):
@@ -30,7 +30,7 @@ def test_arms_and_seeds_end_in_one_table_and_one_plot(digit_set: ShardSet, tmp_p
     configs = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/config.json")}
     assert set(configs) == {"simclr-3", "simclr-4", "clsp-simclr-3", "clsp-simclr-4"}
     assert configs["clsp-simclr-4"]["positive"] == "synthetic"  # the recipe's
-    assert configs["clsp-simclr-4"]["arch"] == "resnet-tiny"  # the flag's, above the recipe's
+    assert configs["clsp-simclr-4"]["arch"] == "conv-tiny"  # the flag's, above the recipe's
     assert configs["clsp-simclr-4"]["seed"] == 4
     found = [
         json.loads((out / f"simclr-{seed}/knn.jsonl").read_text().splitlines()[-1])["online_knn"]

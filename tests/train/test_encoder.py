@@ -48,7 +48,7 @@ def test_the_imagenet_stem_is_torchvisions_network() -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet-tiny"])
+@pytest.mark.parametrize("arch", ["resnet18", "conv-tiny"])
 def test_an_export_opens_with_the_same_features(arch: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = TrainConfig(arch=arch, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -115,13 +115,13 @@ def test_a_state_dict_fits_torchvisions_resnet(tmp_path: Path) -> None:
 def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"encoder\.json is missing"):
         load_encoder(tmp_path)
-    export_encoder(tmp_path, build_backbone("resnet-tiny", "cifar"), TrainConfig(), 8)
+    export_encoder(tmp_path, build_backbone("conv-tiny", "cifar"), TrainConfig(), 8)
     with pytest.raises(ValueError, match="is no exported encoder"):
         load_encoder(tmp_path)  # its JSON says resnet18
 
 
 def test_the_projector_is_the_papers() -> None:
-    model = ProjectedEncoder(TrainConfig(arch="resnet-tiny", hidden=32, dim=8))
+    model = ProjectedEncoder(TrainConfig(arch="conv-tiny", hidden=32, dim=8))
     assert [type(layer) for layer in model.projector] == [nn.Linear, nn.ReLU, nn.Linear]
     z = model([torch.randn(4, 3, 8, 8)] * 2)
     assert [part.shape for part in z] == [(4, 8)] * 2
@@ -141,7 +141,7 @@ def test_a_projector_has_the_asked_layers(
     layers: int, norm: str, expected: str, tmp_path: Path
 ) -> None:
     config = TrainConfig(
-        arch="resnet-tiny", hidden=32, dim=8, layers=layers, projector_bn=norm, mean=(0.5,) * 3
+        arch="conv-tiny", hidden=32, dim=8, layers=layers, projector_bn=norm, mean=(0.5,) * 3
     )
     model = ProjectedEncoder(config)
     assert "".join(type(layer).__name__[0] for layer in model.projector) == expected
@@ -149,7 +149,7 @@ def test_a_projector_has_the_asked_layers(
     if isinstance(last, nn.BatchNorm1d):
         assert last.affine == (norm == "all")
     export_encoder(tmp_path, model.backbone, config, 8, model.projector)
-    x = torch.randn(4, FEATURES["resnet-tiny"])
+    x = torch.randn(4, FEATURES["conv-tiny"])
     torch.testing.assert_close(load_projector(tmp_path)(x), model.eval().projector(x))
 
 
@@ -157,7 +157,7 @@ def test_a_projector_has_the_asked_layers(
 def test_views_of_several_sizes_come_back_in_their_order(mode: str) -> None:
     """Each size is a batch of its own, and nothing else of another one is seen."""
     torch.manual_seed(0)
-    model = ProjectedEncoder(TrainConfig(arch="resnet-tiny", hidden=32, dim=8, bn_mode=mode))
+    model = ProjectedEncoder(TrainConfig(arch="conv-tiny", hidden=32, dim=8, bn_mode=mode))
     large, small = ([torch.randn(4, 3, side, side) for _ in range(2)] for side in (8, 4))
     together = model([large[0], small[0], small[1], large[1]])
     for places, views in (((0, 3), large), ((1, 2), small)):
@@ -168,7 +168,7 @@ def test_views_of_several_sizes_come_back_in_their_order(mode: str) -> None:
 def test_bn_mode_says_which_views_share_statistics() -> None:
     def embed(mode: str, views: list[torch.Tensor]) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        config = TrainConfig(arch="resnet-tiny", hidden=32, dim=8, bn_mode=mode)
+        config = TrainConfig(arch="conv-tiny", hidden=32, dim=8, bn_mode=mode)
         return ProjectedEncoder(config)(views)
 
     first, second = torch.randn(8, 3, 8, 8), 3 * torch.randn(8, 3, 8, 8) + 1

@@ -20,7 +20,7 @@ from clsp.train.encoder import load_projector
 from clsp.train.objectives import make_objective
 
 METHODS = typing.get_args(typing.get_type_hints(TrainConfig)["method"])
-TINY = ["--arch=resnet-tiny", "--hidden=16", "--dim=8", "--epochs=1", "--batch=8", "--queue=16"]
+TINY = ["--arch=conv-tiny", "--hidden=16", "--dim=8", "--epochs=1", "--batch=8", "--queue=16"]
 FLAGS = [*TINY, "--prototypes=12", "--save-every=2", "--log-every=5", "--trackers="]
 # As the published methods have their heads, and their crops.
 MORE = {

@@ -35,7 +35,7 @@ def test_the_first_bad_step_and_its_terms_are_named(tmp_path: Path, value: float
 def test_a_run_keeps_the_checkpoint_from_before(digit_set: ShardSet, tmp_path: Path) -> None:
     """A rate so large that the weights overflow within a few steps."""
     config = TrainConfig(
-        arch="resnet-tiny",
+        arch="conv-tiny",
         positive="synthetic",
         hidden=16,
         dim=8,
@@ -63,7 +63,7 @@ def test_a_step_that_breaks_a_weight_reaches_no_checkpoint(
         self.param_groups[0]["params"][3].data[0] = math.inf
 
     monkeypatch.setattr(torch.optim.SGD, "step", broken)
-    config = TrainConfig(arch="resnet-tiny", hidden=16, dim=8, batch=8, epochs=1, save_every=1)
+    config = TrainConfig(arch="conv-tiny", hidden=16, dim=8, batch=8, epochs=1, save_every=1)
     with pytest.raises(NotFiniteError, match=r"step 1: encoder\.\S+ is not finite .*is the start"):
         train(config, digit_set.folder, tmp_path, cache=tmp_path)
     assert load_checkpoint(tmp_path / "checkpoints") is None

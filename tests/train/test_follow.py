@@ -22,7 +22,7 @@ from clsp.train.loop import train
 from clsp.train.options import RunOptions
 
 CONFIG = TrainConfig(
-    arch="resnet-tiny", positive="synthetic", hidden=16, dim=8, epochs=4, batch=8, save_every=1
+    arch="conv-tiny", positive="synthetic", hidden=16, dim=8, epochs=4, batch=8, save_every=1
 )
 FOLLOW = RunOptions(follow=True, workers=0)
 

@@ -88,7 +88,7 @@ def test_batches_hold_positives_of_the_range_only(make_set, tmp_path: Path) -> N
 
 def test_the_command_trains_on_a_range(make_set, tmp_path: Path) -> None:
     shards = make_set(tmp_path / "set")
-    small = ["--arch=resnet-tiny", "--hidden=8", "--dim=4", "--batch=16", "--epochs=2"]
+    small = ["--arch=conv-tiny", "--hidden=8", "--dim=4", "--batch=16", "--epochs=2"]
     flags = [f"--set={shards.folder}", f"--cache={tmp_path}", "--positive=synthetic", *small]
     flags += ["--hardness=0:0.5", "--hardness-curriculum=2"]
     missing = CliRunner().invoke(main, [*flags, f"--out={tmp_path / 'a'}"])

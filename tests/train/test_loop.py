@@ -25,7 +25,7 @@ from clsp.train.loop import train
 from clsp.train.options import RunOptions
 
 TINY = TrainConfig(
-    arch="resnet-tiny",
+    arch="conv-tiny",
     positive="synthetic",
     hidden=16,
     dim=8,
@@ -192,7 +192,7 @@ def test_a_warm_up_of_lambda_alone_avoids_the_collapse(
         dim=16,
         epochs=40,
         batch=20,
-        lr=0.1,
+        lr=0.03,
         lr_warmup=0,
         lambda_=20.0,
         save_every=80,
@@ -244,7 +244,7 @@ def test_a_world_size_that_does_not_divide_the_batch_is_refused(
     digit_set: ShardSet, tmp_path: Path, launch
 ) -> None:
     places = [f"--set={digit_set.folder}", f"--out={tmp_path / 'out'}", f"--cache={tmp_path}"]
-    command = ["-m", "clsp.train", *places, "--batch=8", "--arch=resnet-tiny"]
+    command = ["-m", "clsp.train", *places, "--batch=8", "--arch=conv-tiny"]
     result = launch(3, *command, check=False)
     assert result.returncode != 0
     assert "batch 8 cannot be divided among 3 ranks" in result.stderr

@@ -19,7 +19,7 @@ from clsp.train.loop import train
 from clsp.train.online import OnlineKNN
 from clsp.train.options import RunOptions
 
-TINY = TrainConfig(arch="resnet-tiny", hidden=16, dim=8, epochs=4, batch=8, save_every=5)
+TINY = TrainConfig(arch="conv-tiny", hidden=16, dim=8, epochs=4, batch=8, save_every=5)
 
 
 def test_it_is_a_leave_one_out_vote() -> None:

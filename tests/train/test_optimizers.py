@@ -18,7 +18,7 @@ NAMES = ("sgd", "lars", "adamw")
 
 def start(name: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    config = TrainConfig(arch="resnet-tiny", hidden=16, dim=8, optimizer=name, decay_all=False)
+    config = TrainConfig(arch="conv-tiny", hidden=16, dim=8, optimizer=name, decay_all=False)
     encoder = ProjectedEncoder(config)
     return encoder, build_optimizer(config, encoder)
 
@@ -50,7 +50,7 @@ def test_decay_spares_biases_and_norms_on_request(name: str) -> None:
     """Without a gradient but with decay, exactly the weights with more than one axis shrink."""
     for decay_all in (True, False):
         config = TrainConfig(
-            arch="resnet-tiny",
+            arch="conv-tiny",
             hidden=16,
             dim=8,
             optimizer=name,

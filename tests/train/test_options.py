@@ -17,7 +17,7 @@ from clsp.train.config import TrainConfig
 from clsp.train.loop import train
 from clsp.train.options import RunOptions
 
-TINY = TrainConfig(arch="resnet-tiny", hidden=16, dim=8, epochs=1, batch=8)
+TINY = TrainConfig(arch="conv-tiny", hidden=16, dim=8, epochs=1, batch=8)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_precision_and_layout_change_the_last_digits_only(
 ) -> None:
     """By the command, because a process has one precision."""
     train(TINY, digit_set.folder, tmp_path / "plain", cache=tmp_path)
-    flags = ["--arch=resnet-tiny", "--hidden=16", "--dim=8", "--epochs=1", "--batch=8"]
+    flags = ["--arch=conv-tiny", "--hidden=16", "--dim=8", "--epochs=1", "--batch=8"]
     flags += ["--precision=bf16", "--layout=channels_last", f"--cache={tmp_path}"]
     places = [f"--set={digit_set.folder}", f"--out={tmp_path / 'bf16'}"]
     subprocess.run([sys.executable, "-m", "clsp.train", *places, *flags], check=True)

@@ -35,7 +35,7 @@ def run(
     script = tmp_path / "rank.py"
     script.write_text(_RANK)
     places = [f"--set={folder}", f"--out={tmp_path / 'out'}", f"--cache={tmp_path}"]
-    settings = ["--arch=resnet-tiny", "--batch=12", "--epochs=3", "--positive=synthetic"]
+    settings = ["--arch=conv-tiny", "--batch=12", "--epochs=3", "--positive=synthetic"]
     began = time.monotonic()
     result = launch(
         world,
