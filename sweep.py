@@ -158,12 +158,17 @@ def _make_sets(
         name, count = point.set_name(), point.generate.positives
         if name in made:
             continue
-        made[name] = out / "sets" / name
+        folder = out / "sets" / name
         same = [p for p in points if replace(p.generate, positives=count) == point.generate]
         largest = max(same, key=lambda p: p.generate.positives)
-        if largest.generate.positives > count:
-            pull(str(made[largest.set_name()]), made[name], positives=count)
+        # What an earlier sweep made stays what it is: runs were trained on it.
+        parts = sorted(folder.parent.glob(f"{name}-of-K*"))
+        if parts or (largest.generate.positives > count and not (folder / "plan.json").exists()):
+            whole = int(parts[0].name.rpartition("-of-K")[2]) if parts else largest.value("K")
+            made[name] = folder.parent / f"{name}-of-K{whole}"
+            pull(str(folder.parent / point.at("K", whole).set_name()), made[name], positives=count)
         else:
+            made[name] = folder
             generate(
                 point.generate,
                 places["images"],

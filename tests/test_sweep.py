@@ -15,7 +15,7 @@ from clsp.evaluate.__main__ import main
 from clsp.evaluate.config import EvaluateConfig
 from clsp.generate.config import GenerateConfig
 from clsp.shards.store import open_set
-from clsp.sweep import Stages, plan_points
+from clsp.sweep import Stages, _make_sets, plan_points
 from clsp.train.config import TrainConfig
 
 BASE = Stages(GenerateConfig(), TrainConfig(positive="synthetic"), EvaluateConfig())
@@ -69,7 +69,8 @@ def test_every_stage_runs_for_each_value(
     }
     assert values["lambda"]["1"] == values["K"]["2"]  # the base, run once
     assert len(list((out / "runs").iterdir())) == 3
-    one, two = (open_set(out / "sets" / f"w0.1-K{k}-steps2") for k in (1, 2))
+    names = ("w0.1-K1-steps2-of-K2", "w0.1-K2-steps2")
+    one, two = (open_set(out / "sets" / name) for name in names)
     assert (one.positives, two.positives) == (1, 2)
     np.testing.assert_array_equal(one.pixels(7, ["p0"]), two.pixels(7, ["p0"]))
     scores = [v["scores"][0]["linear_top1"] for found in values.values() for v in found.values()]
@@ -84,6 +85,25 @@ def test_every_stage_runs_for_each_value(
     again = CliRunner().invoke(main, ["sweep", *flags])
     assert again.exit_code == 0, again.output
     assert json.loads((out / "sweep.json").read_text())["sweep"] == values
+
+
+def test_a_larger_k_in_the_same_folder_leaves_the_sets_that_are_there(tmp_path: Path) -> None:
+    DDPMPipeline(unet=tiny_unet(), scheduler=DDPMScheduler()).save_pretrained(tmp_path / "model")
+    places = {"images": "digits:test", "model": str(tmp_path / "model")}
+    config = GenerateConfig(positives=2, steps=2, shard_size=400)
+    base = Stages(config, BASE.train, BASE.probe)
+
+    def make(*counts: int) -> dict[str, str]:
+        points = [base.at("K", count) for count in counts]
+        made = _make_sets(points, places, tmp_path, "cpu", 1)
+        for point in points:
+            assert open_set(made[point.set_name()]).positives == point.value("K")
+        return {name: open_set(folder).id for name, folder in made.items()}
+
+    narrow = make(1, 2)
+    wide = make(1, 2, 3)
+    assert {name: wide[name] for name in narrow} == narrow
+    assert len(wide) == 3
 
 
 @pytest.mark.parametrize(
