@@ -24,6 +24,7 @@ from ..shards.images import ImageSource, fit_square
 from ..train.encoder import Encoder
 
 _BATCH = 128
+_BATCH_CPU = 32  # what fits the cache is faster
 
 
 @dataclass(frozen=True)
@@ -138,16 +139,17 @@ def _forward(
     on_gpu = device.startswith("cuda")
     if workers is None:
         workers = min(8, len(os.sched_getaffinity(0))) if on_gpu else 0
+    batch_size = _BATCH if on_gpu else _BATCH_CPU
     model = fuse_batch_norm(encoder).to(device).to(memory_format=torch.channels_last)
     mean, std = (
         torch.tensor(value, device=device).view(3, 1, 1) for value in (encoder.mean, encoder.std)
     )
     loader = DataLoader(
-        _Squares(source, encoder.image_size), _BATCH, num_workers=workers, pin_memory=on_gpu
+        _Squares(source, encoder.image_size), batch_size, num_workers=workers, pin_memory=on_gpu
     )
     parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     with progress(len(source), "features", "image") as bar:
-        for start, batch in zip(range(0, len(source), _BATCH), loader, strict=True):
+        for start, batch in zip(range(0, len(source), batch_size), loader, strict=True):
             images = (batch.to(device, non_blocking=True).float() / 255 - mean) / std
             images = images.contiguous(memory_format=torch.channels_last)
             for kind in kinds:
