@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from clsp.evaluate.features import Features, compute_features
 from clsp.evaluate.knn import knn_predict
 from clsp.evaluate.linear import linear_probe
+from clsp.evaluate.neighbours import products
 from clsp.shards.images import ImageSource, fit_square, open_images
 from clsp.train.config import TrainConfig
 from clsp.train.encoder import Encoder, build_backbone
@@ -143,7 +144,7 @@ def measure_knn() -> dict[str, float]:
     # What no exact search by brute force can be faster than: the product alone.
     began = time.perf_counter()
     for part in test.plain.split(1024):
-        part @ train.plain.T
+        products(part, train.plain)
     product = time.perf_counter() - began
     return {
         "seconds": statistics.median(seconds),
@@ -161,7 +162,7 @@ def measure_knn() -> dict[str, float]:
 @click.option("--seeds", default=3, show_default=True, help="Whole runs with the small encoder.")
 def main(images: str, tested: str, count: int, epochs: int, seeds: int) -> None:
     """Measure the evaluation, and keep benchmarks/results/evaluate.json."""
-    train, test = Part(open_images(images), count), Part(open_images(tested), count // 4)
+    train, test = Part(open_images(images), count), Part(open_images(tested), count // 5)
     encoder = make_encoder("resnet18", 512, train)
     ours, _ = kept(encoder, train, test, 0)
     each, _ = baseline(encoder, train, test, epochs, 0)

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from .config import KS, TEMPERATURES
 from .features import Features
+from .neighbours import largest, products
 from .split import check_labels, split_validation
 
 _CHUNK = 256  # test images at a time: 51 MB of similarities with 50,000 training images
@@ -35,8 +36,7 @@ def _nearest(train: Features, test: Features, k: int) -> Iterator[tuple[Tensor, 
         raise ValueError(f"kNN with k = {k}, but there are {len(train.labels)} training images")
     bank = normalize(train.plain, dim=1)
     for queries in normalize(test.plain, dim=1).split(_CHUNK):
-        similarity, neighbours = (queries @ bank.T).topk(k, dim=1)
-        yield similarity, neighbours
+        yield largest(products(queries, bank), k)
 
 
 def _vote(train: Features, similarity: Tensor, neighbours: Tensor, temperature: float) -> Tensor:

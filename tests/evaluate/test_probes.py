@@ -22,6 +22,7 @@ from clsp.evaluate.linear import (
     lbfgs_probe,
     linear_probe,
 )
+from clsp.evaluate.neighbours import largest
 from clsp.evaluate.probe import probe_encoder
 from clsp.evaluate.split import split_validation
 
@@ -193,6 +194,18 @@ def test_knn_is_the_weighted_vote_of_scikit_learn(
     np.testing.assert_array_equal(
         knn_predict(train_features, test_features, k), theirs.predict(test_features.plain)
     )
+
+
+@pytest.mark.parametrize(("count", "k"), [(1, 1), (7, 7), (100, 3), (333, 10), (4000, 100)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_largest_by_blocks_are_the_largest_of_all(count: int, k: int, ties: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(5, count, generator=generator)
+    values = values.round() if ties else values
+    found, columns = largest(values, k)
+    assert torch.equal(found, values.sort(dim=1, descending=True).values[:, :k])
+    assert torch.equal(values.gather(1, columns), found)
+    assert all(len(set(row)) == k for row in columns.tolist())
 
 
 def test_knn_is_the_papers_sum(train_features: Features, test_features: Features) -> None:
