@@ -91,7 +91,7 @@ def compute_features(
     if keep is None:
         found = _forward(encoder, source, kinds, device, workers)
     else:
-        stem = f"features-{_content_hash(encoder, source)}"
+        stem = f"features-{content_hash(encoder, source)}"
         paths = {kind: keep / f"{stem}-{kind}.safetensors" for kind in kinds}
         missing = tuple(kind for kind in kinds if not paths[kind].exists())
         if missing:
@@ -104,7 +104,8 @@ def compute_features(
     return Features(found["plain"], found.get("mirrored"), labels, names)
 
 
-def _content_hash(encoder: Encoder, source: ImageSource) -> str:
+def content_hash(encoder: Encoder, source: ImageSource) -> str:
+    """Return a hash of all that decides an encoder's features of a source's images."""
     # Mean and deviation are part of the function that the encoder is.
     about = (encoder.sha256, encoder.mean, encoder.std, encoder.image_size, len(source))
     digest = hashlib.sha256(repr(about).encode())

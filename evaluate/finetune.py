@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from ..train.encoder import Encoder
 from .compare import Run, group_arms
 from .config import ENCODER_KINDS
 from .encoders import open_encoder
+from .features import content_hash
 from .kept import encoder_facts, keep
 from .metrics import accuracy
 from .page import note
@@ -59,14 +61,16 @@ def finetune_all(
     runs = []
     for address, encoder in encoders.items():
         scores = {}
+        images = {
+            part: _facts(encoder, source) for part, source in (("train", train), ("test", test))
+        }
         for percent, epochs in zip(config.percents, config.epochs, strict=True):
             found = []
             for draw in range(config.draws):
                 about = {
                     **encoder_facts(encoder),
                     **settings,
-                    "train": train.spec,
-                    "test": test.spec,
+                    **images,
                     "percent": percent,
                     "epochs": epochs,
                     "draw": draw,
@@ -82,6 +86,16 @@ def finetune_all(
     arms = group_arms(runs)
     _write(out, arms, {"encoders": " ".join(addresses), **runs[0].about}, config)
     return arms
+
+
+def _facts(encoder: Encoder, source: ImageSource) -> dict[str, str]:
+    """What a source's images and labels are, because those below a path may change."""
+    labels = hashlib.sha256(np.asarray(source.labels, np.int64).tobytes()).hexdigest()
+    return {
+        "source": source.spec,
+        "content": content_hash(encoder, source),
+        "labels": labels,
+    }
 
 
 def _measure(

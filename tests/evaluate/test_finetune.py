@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from clsp.evaluate.__main__ import main
+from clsp.evaluate.finetune import _facts
 from clsp.evaluate.tuning import FinetuneConfig, balanced_rows, finetune
 from clsp.shards.images import load_pixels, open_images
 from clsp.train.encoder import load_encoder
@@ -57,6 +59,23 @@ def test_fine_tuning_learns_with_the_labels_it_gets_and_does_nothing_twice(
     again = command(run, out, *flags)
     assert again.exit_code == 0, again.output
     assert json.loads((out / "finetune.json").read_text())["arms"] == values["arms"]
+
+
+def test_a_kept_result_is_of_the_images_and_labels_not_of_their_path(
+    run: Path, tmp_path: Path
+) -> None:
+    encoder = load_encoder(run / "encoder")
+    for number, label in enumerate("abab"):
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / label / f"{number}.png")
+    spec = f"folder:{tmp_path}"
+    before = _facts(encoder, open_images(spec))
+    assert _facts(encoder, open_images(spec)) == before
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(tmp_path / "b" / "3.png")
+    after = _facts(encoder, open_images(spec))
+    assert after["content"] != before["content"]
+    (tmp_path / "b" / "1.png").rename(tmp_path / "a" / "3.png")
+    assert _facts(encoder, open_images(spec))["labels"] != after["labels"]
 
 
 def test_the_whole_network_moves_and_the_encoder_stays(run: Path) -> None:
