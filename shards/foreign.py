@@ -51,7 +51,7 @@ def index_foreign(folder: Path, names: Names, image_size: int | None = None) -> 
     )
     manifest = Manifest(
         positives=len(names.positives),
-        image_format=formats.pop() if len(formats) == 1 and image_size is None else "png",
+        image_format=formats.pop() if len(formats) == 1 else "png",
         image_size=side,
         samples=len(keys),
         shards=shards,
@@ -66,7 +66,7 @@ def index_foreign(folder: Path, names: Names, image_size: int | None = None) -> 
 def _look_at(
     paths: Sequence[Path], names: Names, image_size: int | None
 ) -> tuple[list[bytes], list[int], set[str], int]:
-    """Return the shards' indexes, the hash of every key, the images' formats, and their size."""
+    """Return the shards' indexes, the hash of every key, the formats of images, and their size."""
     indexes, keys = list[bytes](), list[int]()
     formats, side = set[str](), image_size or 0
     for path in paths:
@@ -78,11 +78,14 @@ def _look_at(
             formats.update(record.formats)
             side = side or record.sizes[0][0]
             for name, size in zip(names.images, record.sizes, strict=True):
-                if image_size is None and size != (side, side):
+                if size == (side, side):
+                    continue
+                if image_size is None:
                     raise ShardError(
                         f"shard {path.name}, record {record.key}: {name} has {size[0]}x{size[1]} "
                         f"pixels, expected {side}x{side}; --image-size fits all images to one size"
                     )
+                formats.add("png")  # what an image becomes that is fitted
         indexes.append(foreign_index(records, names))
     return indexes, keys, formats, side
 

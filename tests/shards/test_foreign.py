@@ -309,3 +309,16 @@ def test_a_manifest_whose_names_do_not_fit_is_refused(folder: Path) -> None:
     for names in ({"anchor": "jpg", "positives": ["a"]}, {"anchor": "/"}, [], {"anchor": 3}):
         with pytest.raises(ValueError, match=r"names|member|Error"):
             parse_manifest(json.dumps({**values, "names": names}).encode())
+
+
+@pytest.mark.parametrize(("size", "kept"), [(8, True), (4, False)])
+def test_a_size_that_all_images_have_leaves_their_bytes(
+    tmp_path: Path, size: int, kept: bool
+) -> None:
+    jpegs = {name: encode_image(PIXELS[5], "jpeg") for name in ("syn0.png", "syn1.png")}
+    samples = [{"__key__": "a", "jpg": encode_image(PIXELS[3], "jpeg"), **jpegs}]
+    names = Names("jpg", ("syn0.png", "syn1.png"))
+    shards = index_foreign(write(tmp_path / "set", samples), names, size)
+    assert shards.manifest.image_format == ("jpeg" if kept else "png")
+    assert (shards.record(0).anchor == samples[0]["jpg"]) == kept
+    assert shards.pixels(0, ["anchor"]).shape == (1, size, size, 3)
