@@ -206,9 +206,15 @@ def load_encoder(path: str | Path) -> Encoder:
     try:
         about = json.loads((folder / "encoder.json").read_text())
         backbone = build_backbone(about["arch"], about["stem"], about["image_size"])
+        width = feature_dim(about["arch"], backbone)
+        if about["feature_dim"] != width:
+            raise ValueError(
+                f"encoder.json says feature_dim {about['feature_dim']!r}, "
+                f"{about['arch']} has {width}"
+            )
         backbone.load_state_dict(load_file(weights))
         encoder = Encoder(backbone, about, file_sha256(weights), str(folder))
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder} is no exported encoder: {error}") from error
     return encoder.eval()
 

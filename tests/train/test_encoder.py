@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -118,6 +119,15 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
     export_encoder(tmp_path, build_backbone("conv-tiny", "cifar"), TrainConfig(), 8)
     with pytest.raises(ValueError, match="is no exported encoder"):
         load_encoder(tmp_path)  # its JSON says resnet18
+
+
+def test_a_feature_dim_that_is_not_the_networks_is_refused(tmp_path: Path) -> None:
+    config = TrainConfig(arch="conv-tiny")
+    export_encoder(tmp_path, build_backbone("conv-tiny", "cifar"), config, 8)
+    about = json.loads((tmp_path / "encoder.json").read_text())
+    (tmp_path / "encoder.json").write_text(json.dumps({**about, "feature_dim": 5}))
+    with pytest.raises(ValueError, match=r"encoder\.json says feature_dim 5, conv-tiny has 1024"):
+        load_encoder(tmp_path)
 
 
 def test_the_projector_is_the_papers() -> None:
