@@ -16,7 +16,8 @@ class RunOptions:
     """Settings that may change from one rerun of a command to the next."""
 
     workers: int = _help(
-        "Loader processes a rank; -1: none for a cached set, else a core each.", -1
+        "Loader processes a rank; -1: none for a cached set, else its share of cores, at most 8.",
+        -1,
     )
     follow: bool = _help("Train while the set is still being generated.", False)
     precision: Literal["launch", "no", "bf16", "fp16"] = _help(

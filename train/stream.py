@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import get_cpu_distributed_information
 
 from ..shards.order import check_batch, steps_per_epoch
 from ..shards.reader import ShardSet
@@ -110,4 +111,8 @@ class Stream:
     def _workers(self) -> int:
         if self.options.workers >= 0:
             return self.options.workers
-        return 0 if self.pixels is not None else min(8, len(os.sched_getaffinity(0)))
+        if self.pixels is not None:
+            return 0
+        # The launcher's word for the ranks of this machine, which share its cores.
+        ranks: int = get_cpu_distributed_information().local_world_size
+        return max(1, min(8, len(os.sched_getaffinity(0)) // ranks))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from clsp.shards.reader import ShardSet
@@ -16,6 +18,7 @@ from clsp.train.checkpoint import load_checkpoint
 from clsp.train.config import TrainConfig
 from clsp.train.loop import train
 from clsp.train.options import RunOptions
+from clsp.train.stream import Stream
 
 TINY = TrainConfig(arch="conv-tiny", hidden=16, dim=8, epochs=1, batch=8)
 
@@ -59,6 +62,23 @@ def test_fp16_on_a_cpu_is_refused(digit_set: ShardSet, tmp_path: Path) -> None:
         train(
             TINY, digit_set.folder, tmp_path, cache=tmp_path, options=RunOptions(precision="fp16")
         )
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 8), (4, 4), (32, 1)])
+def test_the_ranks_of_a_machine_share_its_cores(
+    digit_set: ShardSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+    workers: int,
+) -> None:
+    config, options = TrainConfig(batch=8), RunOptions()
+    stream = Stream(config, digit_set.folder, tmp_path, tmp_path, 1, options, Accelerator(cpu=True))
+    assert stream._workers() == 0  # it is cached
+    stream.pixels = None
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert stream._workers() == workers
 
 
 def test_a_compiled_run_is_the_plain_one_with_the_same_names(
