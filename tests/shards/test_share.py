@@ -395,18 +395,17 @@ def test_a_redirect_ends_well_or_in_an_error_without_its_signature(
     shards: ShardSet, redirects: tuple[type[Redirects], str], tmp_path: Path
 ) -> None:
     handler, address = redirects
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
-    for target, message in (
-        (address, "Exceeded 30 redirects"),
-        (nobody, "Connection refused"),
-        ("file:///etc/passwd", "No connection adapters"),
-    ):
-        handler.target = target
-        with pytest.raises(ShardError, match=message) as error:
-            open_set(f"{address}/set", cache=tmp_path)
-        assert "secret" not in str(error.value)
+    with socket.socket() as nobody:  # kept bound and never listening, so that nobody else is there
+        nobody.bind(("127.0.0.1", 0))
+        for target, message in (
+            (address, "Exceeded 30 redirects"),
+            (f"http://127.0.0.1:{nobody.getsockname()[1]}", "Connection refused"),
+            ("file:///etc/passwd", "No connection adapters"),
+        ):
+            handler.target = target
+            with pytest.raises(ShardError, match=message) as error:
+                open_set(f"{address}/set", cache=tmp_path)
+            assert "secret" not in str(error.value)
 
 
 def test_an_encrypted_address_is_not_left_for_one_that_is_not(monkeypatch) -> None:
