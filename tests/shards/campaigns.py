@@ -53,7 +53,8 @@ def kill_readers(shards: ShardSet, cache: Path, trials: int) -> dict[str, int]:
     dice = random.Random(0)
     context = multiprocessing.get_context("fork")
     wrong = unfinished = 0
-    slow = FaultServer(shards.folder, lambda name, _: "slow" if name.endswith(".tar") else None)
+    # Slow, so that most kills strike while bytes come.
+    slow = FaultServer(shards.folder, lambda name, _: "slow" if name.startswith("data/") else None)
     with slow as server:
         places = (server.address, cache, 10**9)
         for trial in range(trials):
@@ -62,7 +63,7 @@ def kill_readers(shards: ShardSet, cache: Path, trials: int) -> dict[str, int]:
             reader.start()
             while reader.is_alive() and not _unfinished(cache) - before:
                 time.sleep(0.001)
-            time.sleep(dice.random() * 0.03)
+            time.sleep(dice.random() * 0.02)
             reader.kill()
             reader.join()
             unfinished += bool(_unfinished(cache) - before)
