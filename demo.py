@@ -34,6 +34,7 @@ TRAINING: dict[str, Any] = {
     "batch": 64,
     "lr": 0.05,
     "lr_warmup": 1,
+    "schedule": "step",
     "lambda_warmup": 5,
     "temperature": 0.4,
     "crop_min": 0.3,
