@@ -50,8 +50,9 @@ class TrainConfig:
         "Third view: none, a synthetic positive, or a view of the anchor (the control).", "none"
     )
     positives: int = _help("How many of the set's K positives an anchor gets in a step.", 1)
-    positive_as: Literal["term", "view", "neighbour"] = _help(
-        "Where positives enter: the paper's term, one more view, or the nearest neighbour.", "term"
+    positive_as: Literal["term", "view", "neighbour", "target"] = _help(
+        "Where positives enter: the paper's term, one more view, the neighbour, or a target.",
+        "term",
     )
     hardness: str = _help(
         "Draw positives between these quantiles of the set's hardness only, such as 0.2:0.8.", "0:1"

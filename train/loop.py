@@ -96,7 +96,7 @@ def _train(
     chance = objective.chance(config.batch)
     log = TrainingLog(accelerator, config, options, out, start=start, stream=stream, chance=chance)
     check = FiniteCheck(checkpoints, at_once=device.type == "cpu")
-    size = config.chunk or config.batch
+    size, of_anchors = config.chunk or config.batch, 2 + config.local_crops
     for item in stream.batches(start):
         step, epoch, done = item.step, item.epoch, item.step + 1
         ends = item.ends_epoch and int(epoch) + 1 == config.epochs
@@ -104,14 +104,16 @@ def _train(
         for group in prepared.param_groups:
             group["lr"] = learning_rate(config, epoch)
         views = [view.contiguous(memory_format=layout) for view in make_views(item, config, device)]
+        to_target = views[:2]
+        if config.positive_as == "target":  # the encoder that is trained never sees them
+            views, to_target = views[:of_anchors], to_target + views[of_anchors:]
         with accelerator.autocast():
-            targets = [gather(target) for target in in_chunks(objective.targets, views[:2], size)]
+            targets = [gather(target) for target in in_chunks(objective.targets, to_target, size)]
         chunks = ChunkedForward(model, views, size) if config.chunk else None
         z = [gather(part) for part in (chunks.embed() if chunks else model(views))]  # (batch, dim)
         labels = None if item.labels is None else gather(item.labels.to(device))
         beside = Beside(targets, labels=labels)
         torch.manual_seed(hash_key(f"{config.seed}/{step}"))  # what a loss draws, all ranks draw
-        of_anchors = 2 + config.local_crops
         terms = loss_terms(objective, z[:of_anchors], z[of_anchors:], config.positive_as, beside)
         loss = terms["contrastive"]
         if "positive" in terms:

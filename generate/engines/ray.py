@@ -50,7 +50,7 @@ def run_ray(
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Else a Ray that starts waits for ever for workers of its own that were killed while they start
     # (ray-project/ray issue 40131).
-    os.environ["RAY_prestart_worker_first_driver"] = "0"
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 - its name
     ours = not ray.is_initialized()
     if ours:
         # The address "local" never joins a cluster that happens to be there.

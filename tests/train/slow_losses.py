@@ -36,7 +36,7 @@ def slow_pairs(answers: list[Tensor], targets: list[Tensor], loss: Callable[...,
         loss(answer, target)
         for number, answer in enumerate(answers)
         for place, target in enumerate(targets)
-        if number != place
+        if number != place or place >= 2  # the third target is of another image
     ]
     return 2 * sum(values) / len(values)
 

@@ -89,6 +89,7 @@ def test_a_method_goes_on_where_it_stopped(
 WHERE = {
     "view": "supcon stablerep mv-infonce mv-dhel cacr byol mocov3 dino swav barlow vicreg vibcreg",
     "neighbour": "nnclr all4one",
+    "target": "byol mocov3",
 }
 
 
@@ -100,7 +101,7 @@ def test_a_positive_enters_where_the_method_has_a_place(method: str) -> None:
     config = TrainConfig(
         method=method, positive="synthetic", batch=8, queue=16, dim=8, hidden=16, prototypes=12
     )
-    for place in ("term", "view", "neighbour"):
+    for place in ("term", *WHERE):
         config = replace(config, positive_as=place)
         if place in expected:
             make_objective(config, nn.Linear(8, 8))

@@ -60,6 +60,21 @@ def test_a_whole_loss_is_its_papers_sum_and_its_gradient_is_right(method: str) -
     assert torch.autograd.gradcheck(loss, z, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["byol", "mocov3"])
+@pytest.mark.parametrize("crops", [0, 1])
+def test_a_positive_as_target_answers_every_view_of_the_anchor(method: str, crops: int) -> None:
+    objective = make(method)
+    beside = Beside([unit(draw(B, 3)), unit(draw(B, 4)), unit(draw(B, 5))])
+    z = [draw(B, n) for n in range(2 + crops)]
+    with torch.no_grad():
+        found = loss_terms(objective, z, [], "target", beside)
+        expected = SLOW[method](objective, z, beside)
+        fewer = SLOW[method](objective, z, beside._replace(targets=beside.targets[:2]))
+    assert list(found) == ["contrastive"]
+    assert float(found["contrastive"]) == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(fewer, rel=1e-4)
+
+
 def test_swavs_codes_take_no_gradient() -> None:
     """The gradient is that of predicting codes which were written down beforehand."""
     objective = make("swav")

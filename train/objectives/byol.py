@@ -16,19 +16,23 @@ from .objective import Beside, Objective, Teacher, Views, unit
 def cross_views(answers: Views, targets: Views, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return the mean of `loss(answer, target)` over the pairs that are not of one view, times 2.
 
-    So two views give the sum of both directions, as the papers have it.
+    So two views give the sum of both directions, as the papers have it. The first two targets are
+    of the first two answers' views, further ones of none of theirs.
     """
-    pairs = [(a, t) for i, a in enumerate(answers) for j, t in enumerate(targets) if i != j]
+    pairs = [
+        (a, t) for i, a in enumerate(answers) for j, t in enumerate(targets) if i != j or j > 1
+    ]
     return 2 * torch.stack([loss(a, t) for a, t in pairs]).mean()
 
 
 class BYOL(Objective):
-    """The objective. A positive as a view is a third question to both targets, and no target.
+    """The objective. A positive as a view is a third question to both targets, and no target; as a
+    target it is one more answer to both views of the anchor, and no question.
 
     predictor: (B, D) -> (B, D).
     """
 
-    places = ("term", "view")
+    places = ("term", "view", "target")
 
     def __init__(
         self, encoder: nn.Module, predictor: nn.Module, decays: tuple[float, float]

@@ -39,13 +39,14 @@ class Objective(nn.Module):
     alike on every rank.
 
     places: where a positive may enter: "term" beside the loss, which any method allows, as one more
-    "view", or as the "neighbour".
+    "view", as the "neighbour", or as one more "target".
     """
 
     places: tuple[str, ...] = ("term",)
 
     def targets(self, views: Views) -> list[Tensor]:
-        """Return what a second encoder makes of a rank's two views of the anchors: (b, D) each.
+        """Return what a second encoder makes of a rank's two views of the anchors, and of the
+        positives that are targets: (b, D) each.
 
         views: (b, 3, S, S) each.
         """

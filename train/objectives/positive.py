@@ -1,4 +1,4 @@
-"""How positives enter a loss: as a term of their own, as further views, or as neighbours."""
+"""How positives enter a loss: in a term of their own, as views, as neighbours, or as targets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def loss_terms(
 
     z, positives: projections, (B, D) each, of the anchors' views and of M positives. place: "term"
     gives the mean over the positives of their distance from the first view; as "view" they join
-    z; as "neighbour" the objective sees them in `beside`.
+    z; as "neighbour" the objective sees them in `beside`; as "target" it has seen them there.
     """
     if place == "view":
         z = [*z, *positives]
