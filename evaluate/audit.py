@@ -22,6 +22,7 @@ from .about import hardware as machine
 from .config import ENCODER_KINDS
 from .copies import closest, memorisation, nearest_training, training_features
 from .encoders import open_encoder
+from .extractors import open_extractor
 from .figures import histogram_figure
 from .neighbours import nearest
 from .page import facts, heading, note, picture, table, write_page
@@ -30,6 +31,7 @@ from .positives import (
     SetFeatures,
     hardness,
     measure_positives,
+    pair_features,
     set_distances,
     set_features,
     view_cosines,
@@ -79,7 +81,8 @@ def extremes(shards: ShardSet, values: np.ndarray, count: int = 48) -> dict[str,
 @click.option("--encoder", required=True, help="The encoder to see with, of any kind below.")
 @click.option(
     "--extractor",
-    help="Another for the Frechet and kernel distance, such as torchvision:inception_v3.",
+    help="Another for the Frechet and kernel distance: an encoder, or fid-inception[:FILE], the "
+    "network of published FIDs, whose weights are downloaded if no file is given.",
 )
 @click.option("--train", help="What the diffusion model was trained on: look for copies there.")
 @click.option("--score", is_flag=True, help="Write every positive's hardness to SET/scores.")
@@ -127,10 +130,10 @@ def audit(
 ) -> dict[str, float]:
     """Return what `measure_positives` finds of the set at `address`, seen with an encoder.
 
-    extractor: an encoder for the distances instead; train: an image source, the diffusion model's
-    training images, among which copies are looked for instead of among the anchors; score: write
-    the hardness beside the set; out: a folder for the report. Raises ValueError for what cannot be
-    opened.
+    extractor: for the distances instead, as `open_extractor` takes it; train: an image source, the
+    diffusion model's training images, among which copies are looked for instead of among the
+    anchors; score: write the hardness beside the set; out: a folder for the report. Raises
+    ValueError for what cannot be opened.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,7 +141,8 @@ def audit(
     features = set_features(shards, opened, device=device)
     values = measure_positives(features)
     if extractor is not None:
-        values |= set_distances(set_features(shards, open_encoder(extractor), device=device))
+        see = open_extractor(extractor, device=device)
+        values |= set_distances(*pair_features(shards, see, device=device))
     sheets: dict[str, bytes] = {}
     if train is not None:
         source = open_images(train)

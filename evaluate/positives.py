@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ MEASURE = "1 - cosine of anchor and positive in the encoder's features"
 _BATCH = 64  # records at a time
 _K = 20  # neighbours that vote on a positive's class
 _TEMPERATURE = 0.07
+_MOST = {"frechet": 10_000, "kernel": 2_000}  # records that a distance looks at
 RARE = 0.99  # of training images are less near to their nearest one than this quantile
 
 
@@ -48,8 +49,7 @@ def set_features(shards: ShardSet, encoder: Encoder, *, device: str = "cpu") -> 
 
     Raises ShardError for a set without anchors and for a damaged one.
     """
-    if not shards.manifest.anchors:
-        raise ShardError(f"{shards.folder} carries no anchors to measure its positives against")
+    _need_anchors(shards)
     encoder = encoder.to(device).eval()
     names = ["anchor", *(f"p{number}" for number in range(shards.positives))]
     parts: dict[str, list[Tensor]] = {"images": [], "views": []}
@@ -68,6 +68,36 @@ def set_features(shards: ShardSet, encoder: Encoder, *, device: str = "cpu") -> 
     found = torch.cat(parts["images"])
     known = None if None in labels else torch.tensor(labels)
     return SetFeatures(found[:, 0], found[:, 1:], torch.cat(parts["views"]), known)
+
+
+@torch.no_grad()
+def pair_features(
+    shards: ShardSet, see: Callable[[Tensor], Tensor], *, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return the features of anchors and of one positive of each, two of (M, F), for distances.
+
+    see: an extractor, from images (B, 3, S, S) uint8 on `device` to features on the CPU. Of a set
+    of more than 10,000 records so many are taken, evenly spread. Raises ShardError as above.
+    """
+    _need_anchors(shards)
+    rows = _spread(len(shards), _MOST["frechet"]).tolist()
+    parts = []
+    with progress(len(rows), "features for distances", "record") as bar:
+        for start in range(0, len(rows), _BATCH // 2):
+            chosen = rows[start : start + _BATCH // 2]
+            pixels = [
+                shards.pixels(row, ["anchor", f"p{row % shards.positives}"]) for row in chosen
+            ]
+            images = torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).to(device)
+            parts.append(see(images).unflatten(0, (len(chosen), 2)))
+            bar.update(len(chosen))
+    anchors, positives = torch.cat(parts).unbind(1)
+    return anchors, positives
+
+
+def _need_anchors(shards: ShardSet) -> None:
+    if not shards.manifest.anchors:
+        raise ShardError(f"{shards.folder} carries no anchors to measure its positives against")
 
 
 @torch.no_grad()
@@ -157,27 +187,29 @@ def measure_positives(features: SetFeatures) -> dict[str, float]:
         unit = normalize(positives, dim=2)
         pairs = (unit @ unit.transpose(1, 2)).sum(dim=(1, 2)) - unit.square().sum(dim=(1, 2))
         values["diversity"] = 1 - (pairs / (per_anchor * (per_anchor - 1))).mean()
-    return {name: float(value) for name, value in values.items()} | set_distances(features)
+    one = positives[numbers, numbers % per_anchor]  # of each anchor
+    return {name: float(value) for name, value in values.items()} | set_distances(anchors, one)
 
 
-def set_distances(features: SetFeatures) -> dict[str, float]:
-    """Return Frechet and kernel distance of anchors and positives, as `measure_positives` says.
+def set_distances(anchors: Tensor, positives: Tensor) -> dict[str, float]:
+    """Return Frechet and kernel distance of two of (N, F), as `measure_positives` says.
 
-    Of each record one positive is taken. The records are spread evenly: at most 10,000 of them for
-    the Frechet distance, and 2,000 for the kernel distance, which has no bias that asks for more.
+    The rows are spread evenly: at most 10,000 of them for the Frechet distance, and 2,000 for the
+    kernel distance, which has no bias that asks for more.
     """
-    count, per_anchor = features.positives.shape[:2]
-    if count < 20:
+    if len(anchors) < 20:
         return {}
     values: dict[str, float] = {}
-    for name, distance, most in (
-        ("frechet", frechet_distance, 10_000),
-        ("kernel", kernel_distance, 2_000),
-    ):
-        rows = torch.linspace(0, count - 1, min(count, most)).long()
-        found = distance(features.anchors[rows], features.positives[rows, rows % per_anchor])
+    for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+        rows = _spread(len(anchors), _MOST[name])
+        found = distance(anchors[rows], positives[rows])
         values |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return values
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """Return at most so many rows of `count`, from the first to the last."""
+    return torch.linspace(0, count - 1, min(count, most)).long()
 
 
 def _vote(cosines: Tensor, labels: Tensor) -> Tensor:
