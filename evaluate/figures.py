@@ -36,9 +36,11 @@ def curves_figure(runs: Mapping[str, Curves]) -> Figure:
         for color, (name, rows) in enumerate(runs.items()):
             points = [(row["epoch"], row[panel]) for row in rows if panel in row]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name, color=f"C{color}", linewidth=1.5)
+                mark = "o" if len(points) < 10 else ""  # a line through one point is none
+                axes.plot(*zip(*points, strict=True), mark, ls="-", label=name, c=f"C{color}", ms=4)
         axes.set_title(_PANELS[panel], fontsize=10, loc="left")
         axes.set_xlabel("epoch", fontsize=9)
+        axes.locator_params(nbins=6)
         _plain(axes)
         if number == 0 and len(runs) > 1:
             axes.legend(fontsize=8, frameon=False)
@@ -152,7 +154,7 @@ def histogram_figure(values: Mapping[str, np.ndarray], label: str) -> Figure:
         axes.axvline(float(np.mean(found)), color=color, linewidth=1.5, linestyle="--")
     axes.set_xlabel(f"{label}; dashed: the mean")
     axes.set_yticks([])
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     _plain(axes)
     axes.spines["left"].set_visible(False)
     return figure

@@ -24,8 +24,10 @@ th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #d8d
          overflow-wrap: normal; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; } td.best { font-weight: 700; }
-td small { white-space: nowrap; }
+td:not(:first-child), td small { white-space: nowrap; }
+td.words { white-space: normal; text-align: left; }
 small, .note { color: #57606a; }
+.hint { display: none; color: #57606a; font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; }
 img.pixels { image-rendering: pixelated; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; }
@@ -35,14 +37,23 @@ dt { color: #57606a; } dd { margin: 0; }
   th, td { padding: .35rem .5rem; font-size: .9rem; }
   /* Its words would be too small to read at the width of a phone: it scrolls by itself. */
   img.figure { max-width: none; width: 40rem; }
+  .hint { display: block; }
+  td:not(:first-child) { white-space: normal; }
+  td small { display: block; }
   dl { display: block; } dd { margin-bottom: .5rem; }
 }
 @media print {
   body { margin: 0; max-width: none; font-size: 10pt; }
   .scroll { overflow: visible; } th, td { padding: .2rem .4rem; }
+  td small { display: block; }
+  img { max-height: 13cm; width: auto; } /* else one fills a page, and leaves the last one empty */
   h2 { break-after: avoid; } img, tr { break-inside: avoid; }
 }
 """
+
+
+_LONG = 30  # characters; a cell of more is words, which may break
+_HINT = '<p class="hint">What is wider than the screen scrolls sideways.</p>'
 
 
 def write_page(path: Path, title: str, lead: str, parts: Iterable[str]) -> None:
@@ -54,7 +65,7 @@ def write_page(path: Path, title: str, lead: str, parts: Iterable[str]) -> None:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-            f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>\n{text}\n</body></html>\n"
+            f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>{_HINT}\n{text}\n</body></html>\n"
         ).encode(),
     )
 
@@ -102,7 +113,8 @@ def _cell(text: str) -> str:
     best = text.endswith("*")
     value, plus, spread = escape(text.removesuffix("*")).partition("±")
     inner = f"{value}<small>±{spread}</small>" if plus else value
-    return f'<td class="best">{inner}</td>' if best else f"<td>{inner}</td>"
+    kind = "best" if best else "words" if len(text) > _LONG else ""
+    return f'<td class="{kind}">{inner}</td>' if kind else f"<td>{inner}</td>"
 
 
 def picture(drawn: Figure | bytes, text: str, keep: Path, name: str) -> str:

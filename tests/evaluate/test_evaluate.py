@@ -18,6 +18,7 @@ from PIL import Image
 
 from clsp.evaluate.__main__ import main
 from clsp.evaluate.features import compute_features, fuse_batch_norm
+from clsp.evaluate.figures import curves_figure
 from clsp.evaluate.probe import Result
 from clsp.evaluate.report import Arm, Report, write_report
 from clsp.shards.images import load_pixels, open_images
@@ -197,6 +198,14 @@ def test_arms_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert "better in 2 of 3" in plain
     assert "base <1>" not in text
     assert "<title>A &amp; B</title>" in text
+
+
+def test_what_was_logged_once_is_seen_as_a_dot() -> None:
+    """A line through one point draws nothing."""
+    row = {"epoch": 1.0, "contrastive": 2.0}
+    long = [row | {"epoch": float(n)} for n in range(40)]
+    lines = curves_figure({"short": [row], "long": long}).axes[0].lines
+    assert [line.get_marker() for line in lines] == ["o", ""]
 
 
 def test_the_report_is_a_page_for_screens_phones_and_paper(
