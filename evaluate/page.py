@@ -35,8 +35,8 @@ dt { color: #57606a; } dd { margin: 0; }
 @media screen and (max-width: 40rem) {
   body { margin: 1rem auto; }
   th, td { padding: .35rem .5rem; font-size: .9rem; }
-  /* Its words would be too small to read at the width of a phone: it scrolls by itself. */
-  img.figure { max-width: none; width: 40rem; }
+  /* A wide one would have words too small to read on a phone: it scrolls by itself. */
+  img.figure { max-width: none; width: max(100%, calc(var(--inches) * 4.6rem)); }
   .hint { display: block; }
   td:not(:first-child) { white-space: normal; }
   td small { display: block; }
@@ -125,13 +125,14 @@ def picture(drawn: Figure | bytes, text: str, keep: Path, name: str) -> str:
     """
     keep.mkdir(parents=True, exist_ok=True)
     if isinstance(drawn, bytes):
-        png, kind = drawn, "pixels"
+        png, kind, size = drawn, "pixels", ""
     else:
         png, kind = _render(drawn, "png"), "figure"
+        size = f' style="--inches: {drawn.get_figwidth():g}"'
         write_atomic(keep / f"{name}.svg", _render(drawn, "svg"))
     write_atomic(keep / f"{name}.png", png)
     data = base64.b64encode(png).decode()
-    image = f'<img class="{kind}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    image = f'<img class="{kind}"{size} alt="{escape(text)}" src="data:image/png;base64,{data}">'
     return f'<div class="scroll">{image}</div>'
 
 

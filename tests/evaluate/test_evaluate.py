@@ -205,7 +205,7 @@ def test_what_was_logged_once_is_seen_as_a_dot() -> None:
     row = {"epoch": 1.0, "contrastive": 2.0}
     long = [row | {"epoch": float(n)} for n in range(40)]
     lines = curves_figure({"short": [row], "long": long}).axes[0].lines
-    assert [line.get_marker() for line in lines] == ["o", ""]
+    assert [line.get_marker() for line in lines] == ["o", "None"]
 
 
 def test_the_report_is_a_page_for_screens_phones_and_paper(
