@@ -14,8 +14,9 @@ from benchmarks.common import tiny_unet
 from clsp.evaluate.__main__ import main
 from clsp.evaluate.config import EvaluateConfig
 from clsp.generate.config import GenerateConfig
+from clsp.points import Stages, plan_points
 from clsp.shards.store import open_set
-from clsp.sweep import Stages, _make_sets, plan_points
+from clsp.sweep import _make_sets
 from clsp.train.config import TrainConfig
 
 BASE = Stages(GenerateConfig(), TrainConfig(positive="synthetic"), EvaluateConfig())
