@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 import statistics
 import sys
@@ -17,7 +18,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternate(tasks: Mapping[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
-    """Return the median seconds of each task, timed in turn: A B A B ...
+    """Return the median seconds of each task, timed in turn as by `in_turn`."""
+    return {name: statistics.median(times) for name, times in in_turn(tasks, rounds).items()}
+
+
+def in_turn(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each task in each round: A B A B ...
 
     In turn, so that a machine that slows down for a while slows every task. Each task runs once
     beforehand, unmeasured.
@@ -30,7 +36,12 @@ def alternate(tasks: Mapping[str, Callable[[], object]], rounds: int = 3) -> dic
             began = time.perf_counter()
             task()
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Return the median of the rounds' ratios, which is calmer than the ratio of the medians."""
+    return statistics.median(map(operator.truediv, above, below))
 
 
 def command() -> str:

@@ -5,8 +5,8 @@
     python -m benchmarks.store speed --mb 400
 
 `faults` and `kills` are the long forms of tests/shards/test_faults.py and test_cache.py. `speed`
-compares with sha256sum, stock webdataset, curl, cp and s3fs, in turn, in one run; nginx and moto's
-S3 server are on the loopback.
+compares with sha256sum, stock webdataset, curl, cp and s3fs, in turn, in one run, and takes the
+median of the rounds' ratios; nginx and moto's S3 server are on the loopback.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -39,7 +40,7 @@ from clsp.shards.writer import write_shard
 from tests.shards.campaigns import break_pulls, kill_readers
 from tests.shards.test_large import write_huge_set
 
-from .common import alternate, report
+from .common import alternate, in_turn, ratio, report
 
 POSITIVES = 4
 
@@ -153,11 +154,12 @@ def kills(trials: int) -> None:
 
 @main.command()
 @click.option("--mb", default=400, show_default=True, help="Megabytes of the set that is copied.")
-def speed(mb: int) -> None:
+@click.option("--rounds", default=9, show_default=True, help="Of copies; a disk's rate swings.")
+def speed(mb: int, rounds: int) -> None:
     """Compare verifying, opening, reading, pushing and pulling with what does less."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = {**_reading(folder), **_opening(folder), **_copying(folder, mb)}
+        result = {**_reading(folder), **_opening(folder), **_copying(folder, mb, rounds)}
     report("store-speed", result)
 
 
@@ -191,14 +193,14 @@ def _reading(folder: Path) -> dict[str, float]:
     }
 
 
-def _copying(folder: Path, mb: int) -> dict[str, float]:
+def _copying(folder: Path, mb: int, rounds: int) -> dict[str, float]:
     size = 64 * 64 * 3 * (1 + POSITIVES)
     each = 20_000_000 // size
     shards = write_set(folder / "large", [each] * (mb // 20), 64, POSITIVES)
     total = sum(shard.bytes for shard in shards.manifest.shards)
     files = [shard.name for shard in shards.manifest.shards]
     names = [*files, *(shard.index_name for shard in shards.manifest.shards)]
-    fresh = (folder / f"to{number}" for number in itertools.count())  # deleting takes time too
+    fresh = (folder / f"to{number}" for number in itertools.count())
 
     def curl(address: str, to: Path) -> None:
         (to / "data").mkdir(parents=True)
@@ -211,19 +213,20 @@ def _copying(folder: Path, mb: int) -> dict[str, float]:
         subprocess.run(["cp", "-r", str(shards.folder), str(to)], check=True)
         subprocess.run(["sync", *(str(to / name) for name in names)], check=True)
 
+    sums = ["sha256sum", *names]
     with nginx(shards.folder) as address:
-        seconds = alternate(
+        seconds = in_turn(
             {
                 "verify": shards.verify,
                 "sha256sum": lambda: subprocess.run(
-                    ["sha256sum", *names], cwd=shards.folder, check=True, capture_output=True
+                    sums, cwd=shards.folder, check=True, capture_output=True
                 ),
                 "pull": lambda: pull(address, next(fresh)),
                 "curl": lambda: curl(address, next(fresh)),
-                "push": lambda: push(shards.folder, str(next(fresh))),
+                "push": lambda: push(shards.folder, str(next(fresh)), source_license="mit"),
                 "cp": lambda: cp(next(fresh)),
             },
-            rounds=5,
+            rounds,
         )
     with bucket() as objects:
         prefix = "s3://sets/set"
@@ -237,20 +240,22 @@ def _copying(folder: Path, mb: int) -> dict[str, float]:
             return run
 
         paths = [str(shards.folder / name) for name in names]
-        seconds |= alternate(
+        seconds |= in_turn(
             {
-                "push to S3": empty(lambda: push(shards.folder, prefix)),
+                "push to S3": empty(lambda: push(shards.folder, prefix, source_license="mit")),
                 "s3fs": empty(lambda: objects.put(paths, [f"{prefix}/{n}" for n in names])),
-            }
+            },
+            rounds=3,
         )
-    rates = {f"{name}, MB/s": round(total / 1e6 / value) for name, value in seconds.items()}
+    rates = {f"{name}, MB/s": round(total / 1e6 / median(s)) for name, s in seconds.items()}
     return {
         "MB": round(total / 1e6),
+        "rounds of copies": rounds,
         **rates,
-        "verify against sha256sum": round(seconds["sha256sum"] / seconds["verify"], 2),
-        "pull against curl and sync": round(seconds["curl"] / seconds["pull"], 2),
-        "push against cp and sync": round(seconds["cp"] / seconds["push"], 2),
-        "push to S3 against s3fs": round(seconds["s3fs"] / seconds["push to S3"], 2),
+        "verify against sha256sum": round(ratio(seconds["sha256sum"], seconds["verify"]), 2),
+        "pull against curl and sync": round(ratio(seconds["curl"], seconds["pull"]), 2),
+        "push against cp and sync": round(ratio(seconds["cp"], seconds["push"]), 2),
+        "push to S3 against s3fs": round(ratio(seconds["s3fs"], seconds["push to S3"]), 2),
     }
 
 

@@ -189,16 +189,24 @@ def push(
     try:
         shards = open_set(folder)
         known = licenses(shards.origin)
+        license = license or known[0] or click.prompt("Licence of the positives")
+        source_license = source_license or known[1] or click.prompt("Licence of the source")
         prepare_to_share(
             shards,
             name or folder.resolve().name,
-            license=license or known[0] or click.prompt("Licence of the positives"),
-            source_license=source_license or known[1] or click.prompt("Licence of the source"),
+            license=license,
+            source_license=source_license,
             model_license=model_license,
             may_redistribute_anchors=may,
         )
         with progress(2 * len(shards.shard_sizes), "push", "file") as bar:
-            manifest = share.push(folder, target, bar.update, may_redistribute_anchors=may)
+            manifest = share.push(
+                folder,
+                target,
+                bar.update,
+                source_license=source_license,
+                may_redistribute_anchors=may,
+            )
     except (ShardError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{target}: set {manifest.id}")

@@ -32,13 +32,21 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 def check_may_share(manifest: Manifest, source_license: str, may_redistribute: bool) -> None:
     """Raise ShardError for a set with anchors whose source forbids passing them on.
 
-    may_redistribute: the user says that they hold the right to.
+    source_license: an id, or ShardError is raised. may_redistribute: the user says that they hold
+    the right to.
     """
+    check_license("the source's licence", source_license)
     if manifest.anchors and source_license in FORBIDDING and not may_redistribute:
         raise ShardError(
             f"{FORBIDDING[source_license]}, and the set carries its anchors: push what "
             "`clsp shards strip` makes of it, or say --i-may-redistribute-anchors"
         )
+
+
+def check_license(what: str, value: str) -> None:
+    """Raise ShardError for what is no licence id; `what` it is, for the message."""
+    if not _LICENSE.fullmatch(value):
+        raise ShardError(f"{what} {value!r} is no licence id such as cc-by-4.0, mit or other")
 
 
 def prepare_to_share(
@@ -63,8 +71,7 @@ def prepare_to_share(
         ("--source-license", source_license),
         ("--model-license", model_license),
     ):
-        if not _LICENSE.fullmatch(value):
-            raise ShardError(f"{option} {value!r} is no licence id such as cc-by-4.0, mit or other")
+        check_license(option, value)
     if shards.manifest.names is not None:
         raise ShardError(
             f"{shards.address} has shards that another wrote, which clsp's card does not describe; "

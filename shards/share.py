@@ -41,20 +41,27 @@ def push(
     target: str,
     done: Callable[[], object] = lambda: None,
     *,
+    source_license: str | None = None,
     may_redistribute_anchors: bool = False,
 ) -> Manifest:
     """Copy a set to a path, `s3://BUCKET/PREFIX` or `hf://datasets/OWNER/NAME@BRANCH`.
 
     Shards go first, each compared with the manifest, and the manifest last: whoever finds it finds
     all. Broken off, the same call goes on. `done` is called after each file.
-    may_redistribute_anchors: you hold the right to, whatever the licence of the source that the
-    set's card names.
-    Returns the manifest. Raises ShardError for a damaged set, for anchors that must not be passed
-    on, and for a target that holds another set: nothing that others may be reading is replaced.
+    source_license: of the anchors' source, for a set whose card does not name it; a card's own word
+    stands. may_redistribute_anchors: you hold the right to, whatever that licence.
+    Returns the manifest. Raises ShardError for a damaged set, for a source without a licence, for
+    anchors that must not be passed on, and for a target that holds another set: nothing that others
+    may be reading is replaced.
     """
     shards = open_set(folder)
-    source_license = licenses(open_source(folder))[1]
-    check_may_share(shards.manifest, source_license or "unknown", may_redistribute_anchors)
+    source_license = licenses(open_source(folder))[1] or source_license
+    if source_license is None:
+        raise ShardError(
+            f"{folder}/README.md does not name the licence of the set's source: write a card with "
+            "prepare_to_share, or give source_license, such as cc-by-4.0, imagenet or other"
+        )
+    check_may_share(shards.manifest, source_license, may_redistribute_anchors)
     manifest, opened = shards.manifest, open_target(target)
     found = _manifest_at(target)
     if found is not None and found.id != manifest.id:

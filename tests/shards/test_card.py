@@ -136,6 +136,30 @@ def test_anchors_that_must_not_be_shared_are_not(
     push(bare.folder, str(tmp_path / "bare there"))
 
 
+def test_a_push_knows_the_licence_of_the_source(make_set, tmp_path: Path) -> None:
+    shards, there = make_set(tmp_path / "set"), str(tmp_path / "there")
+    with pytest.raises(
+        ShardError, match=r"README\.md does not name the licence of the set's source"
+    ):
+        push(shards.folder, there)
+    with pytest.raises(ShardError, match="'ImageNet' is no licence id"):
+        push(shards.folder, there, source_license="ImageNet")
+    with pytest.raises(ShardError, match="--i-may-redistribute-anchors"):
+        push(shards.folder, there, source_license="imagenet")
+    assert not (tmp_path / "there").exists()
+    prepare_to_share(
+        shards,
+        "x",
+        license="mit",
+        source_license="imagenet",
+        may_redistribute_anchors=True,
+    )
+    with pytest.raises(ShardError, match="--i-may-redistribute-anchors"):
+        push(shards.folder, there, source_license="mit")  # the card's own word stands
+    bare = make_set(tmp_path / "bare", anchors=False)
+    assert push(bare.folder, there, source_license="imagenet").id == bare.id
+
+
 def test_the_licence_says_where_it_is_to_be_read(shared: ShardSet) -> None:
     text = (shared.folder / "LICENSE").read_text()
     assert "The positives: CC-BY-4.0, https://spdx.org/licenses/CC-BY-4.0.html\n" in text

@@ -89,7 +89,7 @@ def test_the_manifest_goes_last(shards: ShardSet, tmp_path: Path, monkeypatch) -
     order: list[str] = []
     monkeypatch.setattr(targets, "THREADS", 1)
     monkeypatch.setattr(targets, "_copy", lambda file, path: order.append(file.name))
-    push(shards.folder, str(tmp_path / "shared"))
+    push(shards.folder, str(tmp_path / "shared"), source_license="mit")
     assert [name.endswith((".tar", ".idx")) for name in order] == [True] * 6 + [False] * 4
     assert order[-2:] == ["SHA256SUMS", "manifest.json"]
 
@@ -110,7 +110,7 @@ def test_a_broken_push_goes_on(shards: ShardSet, tmp_path: Path, monkeypatch) ->
     assert (result.exit_code, "disk is full" in result.output) == (1, True)
     with pytest.raises(ShardError, match=r"has no manifest\.json"):
         open_set(tmp_path / "shared")
-    push(shards.folder, str(tmp_path / "shared"))
+    push(shards.folder, str(tmp_path / "shared"), source_license="mit")
     assert copied.count("data/train-00000.tar") == 1
     assert is_copy(tmp_path / "shared", shards)
 
@@ -118,11 +118,11 @@ def test_a_broken_push_goes_on(shards: ShardSet, tmp_path: Path, monkeypatch) ->
 def test_another_set_is_never_replaced(shards: ShardSet, make_set, tmp_path: Path) -> None:
     other = make_set(tmp_path / "other", sizes=(4,), positives=1)
     with pytest.raises(ShardError, match=f"holds set {shards.id[:12]}, not {other.id[:12]}"):
-        push(other.folder, str(shards.folder))
+        push(other.folder, str(shards.folder), source_license="mit")
     (tmp_path / "started" / "data").mkdir(parents=True)
     shutil.copy(other.folder / "data" / "train-00000.tar", tmp_path / "started" / "data")
     with pytest.raises(ShardError, match=r"train-00000\.tar is there with other bytes"):
-        push(shards.folder, str(tmp_path / "started"))
+        push(shards.folder, str(tmp_path / "started"), source_license="mit")
     with pytest.raises(ShardError, match=f"holds another set, {other.id[:12]}"):
         pull(str(shards.folder), other.folder)
     with pytest.raises(ShardError, match="is not empty, and holds no set"):
@@ -276,20 +276,20 @@ def test_an_s3_server(
     monkeypatch.setattr(remote, "_S3_PIECE", 2000)  # several requests for each shard
     with pytest.raises(ShardError, match=r"manifest\.json"):
         open_set(bucket, cache=tmp_path / "cache")
-    assert push(shards.folder, bucket).id == shards.id
+    assert push(shards.folder, bucket, source_license="mit").id == shards.id
     files = s3fs.S3FileSystem(use_listings_cache=False)
     assert "bucket/sets/digits/secret.txt" not in files.find(bucket)
     before = {path: files.info(path)["LastModified"] for path in files.find(bucket)}
-    push(shards.folder, bucket)
+    push(shards.folder, bucket, source_license="mit")
     assert {path: files.info(path)["LastModified"] for path in files.find(bucket)} == before
     assert pull(bucket, tmp_path / "mine").id == shards.id
     assert is_copy(tmp_path / "mine", shards)
     assert open_set(bucket, cache=tmp_path / "cache").record(5) == shards.record(5)
     with pytest.raises(ShardError, match=f"holds set {shards.id[:12]}"):
-        push(make_set(tmp_path / "other", sizes=(4,)).folder, bucket)
+        push(make_set(tmp_path / "other", sizes=(4,)).folder, bucket, source_license="mit")
     files.pipe_file(f"{bucket}/data/train-00001.tar", b"other bytes")
     with pytest.raises(ShardError, match=r"train-00001\.tar is there with other bytes"):
-        push(shards.folder, bucket)
+        push(shards.folder, bucket, source_license="mit")
     with pytest.raises(ShardError, match=r"train-00001\.tar"):
         open_set(bucket, cache=tmp_path / "cold").record(5)
     with pytest.raises(ShardError, match=r"train-00001\.tar"):
@@ -315,7 +315,7 @@ def test_the_hub(shards: ShardSet, copy: Path, hub: Hub, tmp_path: Path) -> None
     address = "hf://datasets/me/digits"
     with pytest.raises(ShardError, match="404"):
         pull(address, tmp_path / "none")
-    push(shards.folder, address)
+    push(shards.folder, address, source_license="mit")
     commits = hub.repositories["me/digits"]["main"]
     assert ["manifest.json" in files for files in commits] == [False, False, False, True]
     assert "secret.txt" not in commits[-1]
@@ -323,7 +323,7 @@ def test_the_hub(shards: ShardSet, copy: Path, hub: Hub, tmp_path: Path) -> None
     assert first is not None
 
     (copy / "LICENSE").write_text("CC0-1.0\n")
-    push(copy, address)
+    push(copy, address, source_license="mit")
     assert hub.uploads == 3  # of three shards; nothing was sent twice
     pull(f"{address}@{first[0]}", tmp_path / "first")
     assert is_copy(tmp_path / "first", shards)
@@ -333,7 +333,7 @@ def test_the_hub(shards: ShardSet, copy: Path, hub: Hub, tmp_path: Path) -> None
     remote = open_set(address, cache=tmp_path / "cache")
     commits.append({})  # what is pushed meanwhile does not change what was opened
     assert remote.record(9) == shards.record(9)
-    push(shards.folder, f"{address}@v2")
+    push(shards.folder, f"{address}@v2", source_license="mit")
     assert hub.commit("me/digits", "v2") is not None
     with pytest.raises(ShardError, match="Revision Not Found"):
         open_set(f"{address}@v9")
