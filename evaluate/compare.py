@@ -143,7 +143,9 @@ def compare(folders: Sequence[Path], out: Path, by: str = "linear_top1") -> list
     write_atomic(out / "compare.json", (json.dumps(values, indent=2) + "\n").encode())
     first = runs[0]
     about = {name: first.about[name] for name in _SAME if name in first.about}
-    about |= {str(run.folder): f"{run.about['encoder']}, seed {run.seed}" for run in runs}
+    for run in runs:
+        made = [run.about[name] for name in ("commit", "hardware") if name in run.about]
+        about[str(run.folder)] = ", ".join([run.about["encoder"], f"seed {run.seed}", *made])
     report = Report(
         title="Encoders compared",
         lead=f"{len(runs)} encoders, {len(arms)} ways of training.",
