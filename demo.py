@@ -25,7 +25,7 @@ ARMS = {
     "SimCLR, third real view": "real",
     "CLSP-SimCLR": "synthetic",
 }
-POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 10, "shard_size": 180}
+POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 20, "shard_size": 180}
 # Strong crops only: a mirrored digit is another one, and the images have no colour.
 TRAINING: dict[str, Any] = {
     "arch": "conv-tiny",
@@ -51,8 +51,8 @@ TRAINING: dict[str, Any] = {
 @click.command()
 @click.option("--out", default="clsp-demo", show_default=True, type=click.Path(path_type=Path))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1))
-@click.option("--fit-steps", default=1200, show_default=True, type=click.IntRange(min=1))
-@click.option("--epochs", default=40, show_default=True, type=click.IntRange(min=1))
+@click.option("--fit-steps", default=1500, show_default=True, type=click.IntRange(min=1))
+@click.option("--epochs", default=36, show_default=True, type=click.IntRange(min=1))
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: cores.")
 def main(out: Path, seeds: int, fit_steps: int, epochs: int, workers: int | None) -> None:
     """Make positives of 1,797 digits, train on them, and report whether they help.
@@ -69,8 +69,8 @@ def demo(
     out: Path,
     *,
     seeds: int = 3,
-    fit_steps: int = 1200,
-    epochs: int = 40,
+    fit_steps: int = 1500,
+    epochs: int = 36,
     workers: int | None = None,
 ) -> Path:
     """Run every stage into the folder `out`; return the report's path."""
@@ -122,11 +122,20 @@ def _run_arm(out: Path, name: str, seed: int, epochs: int) -> Result:
     from .train import load_encoder
     from .train.config import TrainConfig
     from .train.loop import train
+    from .train.options import RunOptions
 
     torch.set_num_threads(1)
     config = TrainConfig(positive=ARMS[name], seed=seed, epochs=epochs, **TRAINING)  # type: ignore[arg-type]
     run = out / "runs" / f"{ARMS[name]}-{seed}"
-    encoder = load_encoder(train(config, out / "positives" / "train", run, cache=out / "cache"))
+    encoder = load_encoder(
+        train(
+            config,
+            out / "positives" / "train",
+            run,
+            cache=out / "cache",
+            options=RunOptions(layout="channels_last"),  # a third faster for so small a network
+        )
+    )
     fitted, tested = (
         compute_features(encoder, open_images(f"digits:{part}"), keep=out / "cache", mirrored=False)
         for part in ("train", "test")
