@@ -25,7 +25,7 @@ ARMS = {
     "SimCLR, third real view": "real",
     "CLSP-SimCLR": "synthetic",
 }
-POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 20, "shard_size": 180}
+POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 16, "shard_size": 180}
 # Strong crops only: a mirrored digit is another one, and the images have no colour.
 TRAINING: dict[str, Any] = {
     "arch": "conv-tiny",
@@ -52,7 +52,7 @@ TRAINING: dict[str, Any] = {
 @click.option("--out", default="clsp-demo", show_default=True, type=click.Path(path_type=Path))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--fit-steps", default=1500, show_default=True, type=click.IntRange(min=1))
-@click.option("--epochs", default=36, show_default=True, type=click.IntRange(min=1))
+@click.option("--epochs", default=30, show_default=True, type=click.IntRange(min=1))
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: cores.")
 def main(out: Path, seeds: int, fit_steps: int, epochs: int, workers: int | None) -> None:
     """Make positives of 1,797 digits, train on them, and report whether they help.
@@ -70,7 +70,7 @@ def demo(
     *,
     seeds: int = 3,
     fit_steps: int = 1500,
-    epochs: int = 36,
+    epochs: int = 30,
     workers: int | None = None,
 ) -> Path:
     """Run every stage into the folder `out`; return the report's path."""

@@ -85,7 +85,7 @@ def feature_dim(arch: str, backbone: nn.Module) -> int:
 
 def _tiny() -> nn.Module:
     parts: list[nn.Module] = []
-    for channels, out, stride in ((3, 16, 1), (16, 16, 1), (16, 32, 2), (32, 64, 1)):
+    for channels, out, stride in ((3, 16, 1), (16, 16, 1), (16, 32, 1), (32, 64, 2)):
         parts.append(nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False))
         parts += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(4), nn.Flatten())
