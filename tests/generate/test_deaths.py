@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import contents
-from clsp.generate import output
+from clsp.generate import run
 from clsp.generate.config import GenerateConfig
 from clsp.generate.run import generate
 
@@ -73,7 +73,7 @@ def test_a_local_worker_killed_in_a_phase(
     from deaths import Deadly
 
     place, mark = tmp_path / "set", tmp_path / "mark"
-    monkeypatch.setattr(output, "open_output", lambda _: Deadly(place, phase, mark))
+    monkeypatch.setattr(run, "open_output", lambda _: Deadly(place, phase, mark))
     generate(TINY, f"folder:{digit_folder}", str(tiny_model), place, device="cpu", workers=2)
     assert mark.exists(), "no worker was killed"
     assert contents(place) == contents(killed[0] / "calm")
