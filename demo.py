@@ -25,7 +25,8 @@ ARMS = {
     "SimCLR, third real view": "real",
     "CLSP-SimCLR": "synthetic",
 }
-POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 16, "shard_size": 180}
+FIT_STEPS, EPOCHS = 1000, 40
+POSITIVES = {"positives": 4, "scheduler": "dpm-sde", "steps": 12, "shard_size": 180}
 # Strong crops only: a mirrored digit is another one, and the images have no colour.
 TRAINING: dict[str, Any] = {
     "arch": "conv-tiny",
@@ -51,8 +52,8 @@ TRAINING: dict[str, Any] = {
 @click.command()
 @click.option("--out", default="clsp-demo", show_default=True, type=click.Path(path_type=Path))
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1))
-@click.option("--fit-steps", default=1500, show_default=True, type=click.IntRange(min=1))
-@click.option("--epochs", default=30, show_default=True, type=click.IntRange(min=1))
+@click.option("--fit-steps", default=FIT_STEPS, show_default=True, type=click.IntRange(min=1))
+@click.option("--epochs", default=EPOCHS, show_default=True, type=click.IntRange(min=1))
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: cores.")
 def main(out: Path, seeds: int, fit_steps: int, epochs: int, workers: int | None) -> None:
     """Make positives of 1,797 digits, train on them, and report whether they help.
@@ -69,8 +70,8 @@ def demo(
     out: Path,
     *,
     seeds: int = 3,
-    fit_steps: int = 1500,
-    epochs: int = 30,
+    fit_steps: int = FIT_STEPS,
+    epochs: int = EPOCHS,
     workers: int | None = None,
 ) -> Path:
     """Run every stage into the folder `out`; return the report's path."""
@@ -78,6 +79,7 @@ def demo(
     from .generate.fit import RECIPES, fit
     from .generate.run import generate
 
+    _start_fork_server()
     workers = workers or len(os.sched_getaffinity(0))
     began = time.monotonic()
     recipe: dict[str, Any] = {
@@ -103,11 +105,21 @@ def demo(
     context = multiprocessing.get_context("forkserver")
     with context.Pool(min(workers, len(jobs))) as pool:
         results = pool.starmap(_run_arm, jobs, chunksize=1)
+        pool.close()  # ended by a signal, a worker would leave its progress bar's semaphore behind
+        pool.join()
     click.echo("4/4 the report", err=True)
     by_arm = {name: tuple(results[n :: len(ARMS)]) for n, name in enumerate(ARMS)}
     report = _report(out, by_arm, time.monotonic() - began)
     click.echo(f"{report}  ({(time.monotonic() - began) / 60:.1f} min)")
     return report
+
+
+def _start_fork_server() -> None:
+    """Let the process that others are forked from import its modules beside the first stage."""
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload(["clsp.generate.job", "clsp.train.loop"])
+    forkserver.ensure_running()
 
 
 def _run_arm(out: Path, name: str, seed: int, epochs: int) -> Result:

@@ -18,7 +18,7 @@ from ..shards.files import write_atomic
 from ..shards.manifest import file_sha256
 from .config import Norm, TrainConfig
 
-FEATURES = {"resnet18": 512, "resnet50": 2048, "conv-tiny": 1024}  # F of each backbone
+FEATURES = {"resnet18": 512, "resnet50": 2048, "conv-tiny": 512}  # F of each backbone
 _STEMS = ("cifar", "stl", "imagenet")
 _TIMM = "timm:"
 
@@ -27,7 +27,7 @@ def build_backbone(arch: str, stem: str, image_size: int | None = None) -> nn.Mo
     """Return a network without its classifier, randomly initialised: (B, 3, H, W) -> (B, F).
 
     arch: a torchvision ResNet, "conv-tiny", or "timm:NAME"; "conv-tiny" is for 8x8 images and has
-    four convolutions of 16, 16, 32 and 64 channels. Its features keep 4x4 places, because where a
+    four convolutions of 16, 16, 32 and 32 channels. Its features keep 4x4 places, because where a
     stroke lies tells digits apart.
     stem: "imagenet" is the network's own; of a ResNet, "stl" has a 3x3 convolution of stride 1 and
     keeps the max-pooling; "cifar" has that convolution and no pooling.
@@ -85,7 +85,7 @@ def feature_dim(arch: str, backbone: nn.Module) -> int:
 
 def _tiny() -> nn.Module:
     parts: list[nn.Module] = []
-    for channels, out, stride in ((3, 16, 1), (16, 16, 1), (16, 32, 1), (32, 64, 2)):
+    for channels, out, stride in ((3, 16, 1), (16, 16, 1), (16, 32, 1), (32, 32, 2)):
         parts.append(nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False))
         parts += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(4), nn.Flatten())

@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = torch.from_numpy(load_pixels(open_images("digits:train"))).permute(0, 3, 1, 2)
     for _ in range(20):  # so that batch norm knows the digits
         backbone((pixels / 255 - 0.3) / 0.4)
-    export_encoder(folder / "encoder", backbone, config, 8, build_projector(1024, 32, 8))
+    export_encoder(folder / "encoder", backbone, config, 8, build_projector(512, 32, 8))
     rows = [
         {"step": n, "epoch": n / 2, "contrastive": 3 / n, "embedding_std": 0.5, "lr": 0.1}
         for n in (1, 2, 3)

@@ -126,7 +126,7 @@ def test_a_feature_dim_that_is_not_the_networks_is_refused(tmp_path: Path) -> No
     export_encoder(tmp_path, build_backbone("conv-tiny", "cifar"), config, 8)
     about = json.loads((tmp_path / "encoder.json").read_text())
     (tmp_path / "encoder.json").write_text(json.dumps({**about, "feature_dim": 5}))
-    with pytest.raises(ValueError, match=r"encoder\.json says feature_dim 5, conv-tiny has 1024"):
+    with pytest.raises(ValueError, match=r"encoder\.json says feature_dim 5, conv-tiny has 512"):
         load_encoder(tmp_path)
 
 

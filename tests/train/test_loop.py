@@ -69,7 +69,7 @@ def undisturbed(
 
 def test_a_run_leaves_an_encoder_a_config_and_curves(undisturbed: dict[str, Path]) -> None:
     out = undisturbed["simclr"]
-    assert load_encoder(out / "encoder")(torch.randn(2, 3, 8, 8)).shape == (2, 1024)
+    assert load_encoder(out / "encoder")(torch.randn(2, 3, 8, 8)).shape == (2, 512)
     assert json.loads((out / "config.json").read_text())["batch"] == 8
     found = rows(out)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
