@@ -3,8 +3,8 @@
     python -m benchmarks.evaluate --images folder:train --test folder:test
 
 Linear probe: on kept features of both flips, against a baseline that reads the images and runs the
-encoder again in each epoch, as the reference implementation does, and tests after each, as it and
-solo-learn do; what the baseline takes without those tests is given too. The two are measured in
+encoder again in each epoch, as the reference implementation does, and tests after each, as
+solo-learn does; what the baseline takes without those tests is given too. The two are measured in
 turn and medians are compared. The baseline's time is extrapolated from a few epochs, which are all
 alike; whole runs with a small encoder show that both are equally accurate. kNN: 10,000 against
 50,000 features of 512, and its memory. Features: the share of the time that reading and decoding
