@@ -9,11 +9,12 @@ import click
 from ..lazy import LazyGroup
 from ..recipes import progress
 from . import share
-from .card import licenses, prepare_to_share
+from .card import prepare_to_share, read_card
 from .check import ShardError
 from .foreign import index_foreign
 from .manifest import Manifest, Names
 from .reader import ShardSet
+from .remote import Interrupted, Source
 from .store import index_folder, open_set
 
 _SET = click.argument("folder", metavar="SET", type=click.Path(path_type=Path))
@@ -36,9 +37,9 @@ def _describe(shards: ShardSet) -> str:
         "images": f"{manifest.image_format}, {manifest.image_size}x{manifest.image_size}",
         "source": manifest.source.get("kind", "unknown"),
         "licence": "{}; of the source: {}".format(
-            *(known or "unknown" for known in licenses(shards.origin))
+            *(licence or "unknown" for licence in read_card(shards.origin)[:2])
         ),
-        "picture": f"{shards.origin.address.rstrip('/')}/preview.png",
+        "picture": _picture(shards.origin),
         "classes": ", ".join(manifest.classes) if manifest.classes else "none",
         "sampling": how or "unknown",
         "model": manifest.plan.get("model", {}).get("sha256", "unknown"),
@@ -52,6 +53,14 @@ def _describe(shards: ShardSet) -> str:
     }
     # The words may be a stranger's: none of them may move the cursor or paint the screen.
     return "\n".join(f"{name:<10}{_printable(value)}" for name, value in lines.items())
+
+
+def _picture(source: Source) -> str:
+    try:
+        source.open("preview.png")
+    except (Interrupted, ShardError):
+        return "none; `clsp shards preview` makes one"
+    return f"{source.address.rstrip('/')}/preview.png"
 
 
 def _printable(text: str) -> str:
@@ -161,11 +170,9 @@ def index(
 @click.option("--source-license", help="Licence of the anchors' source; imagenet forbids sharing.")
 @click.option(
     "--model-license",
-    default="unknown",
-    show_default=True,
-    help="Licence of the model that made the positives.",
+    help="Licence of the model that made the positives; default: its card's, or unknown.",
 )
-@click.option("--name", help="Name of the data set on its card; default: the folder's.")
+@click.option("--name", help="Name of the data set; default: its card's, or the folder's.")
 @click.option(
     "--i-may-redistribute-anchors",
     "may",
@@ -177,7 +184,7 @@ def push(
     target: str,
     license: str | None,
     source_license: str | None,
-    model_license: str,
+    model_license: str | None,
     name: str | None,
     may: bool,
 ) -> None:
@@ -188,15 +195,17 @@ def push(
     """
     try:
         shards = open_set(folder)
-        known = licenses(shards.origin)
-        license = license or known[0] or click.prompt("Licence of the positives")
-        source_license = source_license or known[1] or click.prompt("Licence of the source")
+        known = read_card(shards.origin)
+        license = license or known.license or click.prompt("Licence of the positives")
+        source_license = (
+            source_license or known.source_license or click.prompt("Licence of the source")
+        )
         prepare_to_share(
             shards,
-            name or folder.resolve().name,
+            name or known.pretty_name or folder.resolve().name,
             license=license,
             source_license=source_license,
-            model_license=model_license,
+            model_license=model_license or known.generator_license or "unknown",
             may_redistribute_anchors=may,
         )
         with progress(2 * len(shards.shard_sizes), "push", "file") as bar:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from .check import ShardError
 from .croissant import croissant_json
 from .download import fetch
 from .files import write_atomic
+from .join import JoinedSet
 from .manifest import PAPER, Manifest, save_sums
 from .preview import preview_png
 from .reader import ShardSet
@@ -29,14 +31,19 @@ FORBIDDING = {
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 
-def check_may_share(manifest: Manifest, source_license: str, may_redistribute: bool) -> None:
+def check_may_share(shards: ShardSet, source_license: str, may_redistribute: bool) -> None:
     """Raise ShardError for a set with anchors whose source forbids passing them on.
 
-    source_license: an id, or ShardError is raised. may_redistribute: the user says that they hold
-    the right to.
+    For a joined view too, whose shards are those of another set. source_license: an id, or
+    ShardError is raised. may_redistribute: the user says that they hold the right to.
     """
     check_license("the source's licence", source_license)
-    if manifest.anchors and source_license in FORBIDDING and not may_redistribute:
+    if isinstance(shards, JoinedSet):
+        raise ShardError(
+            f"{shards.address} is a view that holds no shard of its own; push the set that it "
+            f"joins, {shards.base.address}"
+        )
+    if shards.manifest.anchors and source_license in FORBIDDING and not may_redistribute:
         raise ShardError(
             f"{FORBIDDING[source_license]}, and the set carries its anchors: push what "
             "`clsp shards strip` makes of it, or say --i-may-redistribute-anchors"
@@ -62,8 +69,8 @@ def prepare_to_share(
 
     name: of the data set; license: of the positives, source_license: of the anchors' source,
     model_license: of the model that made the positives, as ids such as cc-by-4.0, or imagenet and
-    no-redistribution for sources that forbid passing on. An existing README.md or LICENSE is kept
-    when it is not one of clsp's. Returns what was written.
+    no-redistribution for sources that forbid passing on. An existing README.md, LICENSE or
+    CITATION.cff is kept when it is not one of clsp's. Returns what was written.
     Raises ShardError for licences that are none, and for anchors that must not be shared.
     """
     for option, value in (
@@ -77,16 +84,16 @@ def prepare_to_share(
             f"{shards.address} has shards that another wrote, which clsp's card does not describe; "
             "share them as they came"
         )
-    check_may_share(shards.manifest, source_license, may_redistribute_anchors)
+    check_may_share(shards, source_license, may_redistribute_anchors)
     folder = shards.folder
     files = {
         "preview.png": preview_png(shards),
         "croissant.json": croissant_json(shards.manifest, name, license),
-        "CITATION.cff": _citation(name, shards.id),
     }
     texts = {
         "README.md": card_text(shards.manifest, name, license, source_license, model_license),
         "LICENSE": license_text(name, shards.manifest.anchors, license, source_license),
+        "CITATION.cff": _citation(name, shards.id),
     }
     for file, text in texts.items():
         path = folder / file
@@ -100,20 +107,30 @@ def prepare_to_share(
     return [folder / file for file in files]
 
 
-def licenses(source: Source) -> tuple[str | None, str | None]:
-    """Return the licences of the set and of its source as its card says; None where it does not."""
+class Known(NamedTuple):
+    """What a card says: the licences of set, source and model, and a name. None: it does not."""
+
+    license: str | None = None
+    source_license: str | None = None
+    generator_license: str | None = None
+    pretty_name: str | None = None
+
+
+def read_card(source: Source) -> Known:
+    """Return what the card of a set says, whoever wrote it; nothing where there is no card."""
     try:
         text = fetch(source, "README.md", lambda data: data.decode("utf-8", "replace"), most=2**20)
     except ShardError:  # no card, or one that is none
-        return None, None
+        return Known()
+    kinds = (*(_LICENSE.pattern,) * 3, r'[^"\\\n]{1,200}')
     found = [
-        re.search(rf'^{name}: "?({_LICENSE.pattern})"?$', text, re.MULTILINE)
-        for name in ("license", "source_license")
+        re.search(rf'^{name}: "?({kind})"?$', text, re.MULTILINE)
+        for name, kind in zip(Known._fields, kinds, strict=True)
     ]
-    return found[0] and found[0][1], found[1] and found[1][1]
+    return Known(*(match and match[1] for match in found))
 
 
-_MARK = "<!-- written by clsp -->"
+_MARK = "written by clsp"
 # By the id that a card has, the name that SPDX has for it.
 _SPDX = {name.lower(): name for name in (
     "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-NC-ND-4.0",
@@ -130,7 +147,7 @@ def license_text(name: str, anchors: bool, license: str, source_license: str) ->
         return f"{spdx}, https://spdx.org/licenses/{spdx}.html" if spdx else f'"{licence}"'
 
     of_anchors = "are images of the source, under its" if anchors else "are not here; their"
-    return f"""{_MARK}
+    return f"""<!-- {_MARK} -->
 {name}
 
 The positives: {words(license)}
@@ -165,7 +182,7 @@ def card_text(
     ]
     for split in splits:
         head += [f"  - split: {split or 'train'}", f'    path: "data/{split}-*.tar"']
-    head += ["---", _MARK, ""]
+    head += ["---", f"<!-- {_MARK} -->", ""]
     members = ", ".join(
         f"`{n}`" for n in fields(manifest.positives, manifest.image_format, manifest.anchors)
     )
@@ -233,8 +250,9 @@ positives: {model_license}. LICENSE says where to read them.
     return "\n".join(head) + body
 
 
-def _citation(name: str, set_id: str) -> bytes:
-    return f"""cff-version: 1.2.0
+def _citation(name: str, set_id: str) -> str:
+    return f"""# {_MARK}; a file of your own is kept
+cff-version: 1.2.0
 message: Please cite this data set and the paper of its method.
 type: dataset
 title: {json.dumps(name)}
@@ -252,4 +270,4 @@ references:
     given-names: Dewen
   year: 2024
   url: {PAPER}
-""".encode()
+"""

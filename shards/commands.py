@@ -71,8 +71,10 @@ def join(address: str, anchors: str, out: Path, allow: tuple[str, ...]) -> None:
     OUT is a view that holds no image: `clsp train --set OUT` reads positives from SET and anchors
     from your files, each compared with its hash.
     """
-    from .join import pair_anchors, save_joined
+    from .join import JOINED, pair_anchors, save_joined
 
+    if out.exists() and any(out.iterdir()) and not (out / JOINED).exists():
+        raise click.ClickException(f"{out} is not empty, and no joined view; give a new folder")
     shards = open_set(address)
     if shards.manifest.anchors:
         raise click.ClickException(f"{address} carries its anchors already")

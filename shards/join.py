@@ -179,16 +179,30 @@ class JoinedSet(ShardSet):
     An anchor that is no longer the one that was joined is a ShardError when it is read.
     """
 
-    def __init__(self, base: ShardSet, source: ImageSource, paths: tuple[str | None, ...]) -> None:
-        """paths: (N,) of `Pairing`. Raises ShardError when the source lacks one."""
+    def __init__(
+        self, view: Path, base: ShardSet, source: ImageSource, paths: tuple[str | None, ...]
+    ) -> None:
+        """view: the view's own folder; paths: (N,) of `Pairing`.
+
+        Raises ShardError when the source lacks one of them.
+        """
         by_path = {source.path(index): index for index in range(len(source))}
-        self.base, self.source = base, source
+        self.view, self.base, self.source = view, base, source
         self.rows = [row for row, path in enumerate(paths) if path is not None]
         chosen = [path for path in paths if path is not None]
         if gone := [path for path in chosen if path not in by_path]:
             raise ShardError(f"{source.spec} has no {gone[0]} any more; join again")
         self.images = [by_path[path] for path in chosen]
         super().__init__(base.place, _joined_manifest(base, self.rows))
+
+    @property
+    def folder(self) -> Path:
+        """The view's folder: what is measured of it lies there, and not beside the set's shards."""
+        return self.view
+
+    @property
+    def address(self) -> str:
+        return str(self.view)
 
     def shard_keys(self, number: int) -> list[str]:
         start, stop = self._starts[number : number + 2]
@@ -297,4 +311,4 @@ def open_joined(folder: Path, base: ShardSet) -> JoinedSet:
         raise ShardError(f"{folder} joins set {set_id[:12]}, {address} is {base.id[:12]}")
     if len(paths) != len(base):
         raise ShardError(f"{folder} pairs {len(paths)} records, the set has {len(base)}")
-    return JoinedSet(base, open_images(spec), paths)
+    return JoinedSet(folder, base, open_images(spec), paths)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import Cache
-from .card import check_may_share, licenses
+from .card import check_may_share, prepare_to_share, read_card
 from .check import ShardError
 from .download import download
 from .files import write_atomic
@@ -55,13 +55,13 @@ def push(
     may be reading is replaced.
     """
     shards = open_set(folder)
-    source_license = licenses(open_source(folder))[1] or source_license
+    source_license = read_card(open_source(folder)).source_license or source_license
     if source_license is None:
         raise ShardError(
             f"{folder}/README.md does not name the licence of the set's source: write a card with "
             "prepare_to_share, or give source_license, such as cc-by-4.0, imagenet or other"
         )
-    check_may_share(shards.manifest, source_license, may_redistribute_anchors)
+    check_may_share(shards, source_license, may_redistribute_anchors)
     manifest, opened = shards.manifest, open_target(target)
     found = _manifest_at(target)
     if found is not None and found.id != manifest.id:
@@ -104,8 +104,9 @@ def pull(
 
     split: only shards named `data/SPLIT-NUMBER.tar`; positives: only the first that many of each
     anchor's (the shards are fetched whole and written anew). A part is a set of its own, whose
-    manifest says of which set it is one. Broken off, the same call goes on; on a finished set it
-    brings again what was damaged since. `done` is called after each shard.
+    manifest says of which set it is one, with a card by the licences of the whole. Broken off, the
+    same call goes on; on a finished set it brings again what was damaged since. `done` is called
+    after each shard.
     Raises ShardError when the source is damaged, or the folder holds something else.
     """
     source = open_source(address)
@@ -151,8 +152,18 @@ def pull(
         if not is_part or name in _LEGAL:
             _bring(source, folder, name, sha256, _MOST_COMPANION_BYTES, exact=False)
     save_manifest(folder, result)
+    shards, card = open_set(folder), read_card(source)
+    if is_part and result.names is None and card.license and card.source_license:
+        prepare_to_share(
+            shards,
+            card.pretty_name or folder.resolve().name,
+            license=card.license,
+            source_license=card.source_license,
+            model_license=card.generator_license or "unknown",
+            may_redistribute_anchors=True,  # it is only asked of who shares it
+        )
     shutil.rmtree(folder / _UNFINISHED)
-    return open_set(folder)
+    return shards
 
 
 def split_of(shard: ShardFile) -> str:

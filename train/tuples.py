@@ -82,7 +82,10 @@ class TupleBatches(Dataset[Tuples]):
         where they are wanted.
         """
         if not shards.manifest.anchors:
-            raise ShardError(f"{shards.address} carries no anchors; training needs them")
+            raise ShardError(
+                f"{shards.address} carries no anchors, which training needs: "
+                "`clsp shards join` pairs it with yours"
+            )
         if positives > shards.positives:
             raise ShardError(
                 f"{shards.address} has {shards.positives} positives an anchor, {positives} are "

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from huggingface_hub import DatasetCard
 
 from clsp.shards.__main__ import main
-from clsp.shards.card import licenses, prepare_to_share
+from clsp.shards.card import prepare_to_share, read_card
 from clsp.shards.check import ShardError
 from clsp.shards.reader import ShardSet
 from clsp.shards.share import push
@@ -39,7 +39,7 @@ def test_the_hub_reads_the_card(shared: ShardSet) -> None:
     assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.tar"}]
     assert card.data.to_dict()["source_license"] == "bsd-3-clause"
     assert card.data.to_dict()["generator_license"] == "unknown"
-    assert licenses(shared.origin) == ("cc-by-4.0", "bsd-3-clause")
+    assert read_card(shared.origin) == ("cc-by-4.0", "bsd-3-clause", "unknown", "Digits, twice")
     for words in (shared.id, "preview.png", "webdataset", "load_dataset", "open_set"):
         assert words in card.text
     assert (shared.folder / "preview.png").is_file()
@@ -182,6 +182,9 @@ def test_a_card_that_somebody_wrote_is_kept(shared: ShardSet) -> None:
     (shared.folder / "README.md").write_text("# Mine\n")
     prepare_to_share(shared, "x", license="mit", source_license="mit")
     assert (shared.folder / "README.md").read_text() == "# Mine\n"
+    (shared.folder / "CITATION.cff").write_text("cff-version: 1.2.0\nauthors: [me]\n")
+    prepare_to_share(shared, "x", license="mit", source_license="mit")
+    assert "authors: [me]" in (shared.folder / "CITATION.cff").read_text()
     assert json.loads((shared.folder / "croissant.json").read_text())["license"] == "mit"
 
 
@@ -194,8 +197,14 @@ def test_push_asks_for_licences_once(digit_set: ShardSet, tmp_path: Path) -> Non
     assert not (tmp_path / "there").exists()
     asked = CliRunner().invoke(main, command, input="cc-by-4.0\nmit\n")
     assert asked.exit_code == 0, asked.output
+    CliRunner().invoke(main, [*command, "--name=Digits, twice", "--model-license=openrail"])
     again = CliRunner().invoke(main, command)
     assert again.exit_code == 0, again.output
-    assert licenses(open_set(tmp_path / "there").origin) == ("cc-by-4.0", "mit")
+    assert read_card(open_set(tmp_path / "there").origin) == (
+        "cc-by-4.0",
+        "mit",
+        "openrail",
+        "Digits, twice",
+    )
     described = CliRunner().invoke(main, ["info", str(tmp_path / "there")]).output
     assert "cc-by-4.0; of the source: mit" in described

@@ -22,6 +22,7 @@ from clsp.shards.join import pair_anchors
 from clsp.shards.manifest import Manifest, save_manifest
 from clsp.shards.reader import ShardSet
 from clsp.shards.record import Record
+from clsp.shards.scores import load_hardness, save_hardness
 from clsp.shards.store import open_set
 from clsp.shards.writer import write_shard
 
@@ -122,6 +123,30 @@ def test_training_reads_a_joined_view(
             (joined[step][1], plain[step][1]),
         ):
             np.testing.assert_array_equal(one, two)
+
+
+def test_a_view_is_itself_and_not_the_set_that_it_joins(
+    stripped: ShardSet, images: Path, tmp_path: Path
+) -> None:
+    """What is done to a view changes nothing beside the shards that it reads."""
+    before = {path: path.read_bytes() for path in stripped.folder.rglob("*") if path.is_file()}
+    view = tmp_path / "v"
+    result = clsp_shards("join", stripped.folder, "--anchors", f"folder:{images}", "--out", view)
+    assert f"{view}: 12 records" in result.output
+    licences = ("--license=mit", "--source-license=mit")
+    result = clsp_shards("push", view, tmp_path / "there", *licences)
+    assert (result.exit_code, "is a view that holds no shard of its own" in result.output) == (
+        1,
+        True,
+    )
+    assert not (tmp_path / "there").exists()
+    joined = open_set(view)
+    save_hardness(joined, np.ones((12, 2), np.float32), "0" * 64, "a test's")
+    assert load_hardness(open_set(view))[0].sum() == 24
+    options = ("--anchors", f"folder:{images}", "--out", stripped.folder)
+    assert "is not empty, and no joined view" in clsp_shards("join", view, *options).output
+    after = {path: path.read_bytes() for path in stripped.folder.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def reencode(path: Path) -> None:

@@ -193,6 +193,14 @@ def test_the_first_positives(shards: ShardSet, tmp_path: Path) -> None:
         data = {f"data/train-0000{n}.{kind}" for n in range(3) for kind in ("tar", "idx")}
         assert set(files_of(found.folder)) == data | {"LICENSE", "SHA256SUMS", "manifest.json"}
     assert not tars
+    result = clsp_shards("push", found.folder, tmp_path / "there", *LICENSES, "--name=Few")
+    assert result.exit_code == 0, result.output
+    clsp_shards("pull", tmp_path / "there", tmp_path / "fewer", "--positives", 1)
+    assert "mit; of the source: mit" in clsp_shards("info", tmp_path / "fewer").output
+    card = (tmp_path / "fewer" / "README.md").read_text()
+    assert "# Few\n\n12 records of 1 synthetic positives each" in card
+    assert (tmp_path / "fewer" / "LICENSE").read_text() == "CC-BY-4.0\n"  # as its makers wrote it
+    subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "fewer", check=True)
     with pytest.raises(ShardError, match="has 3 positives, not 4"):
         pull(str(shards.folder), tmp_path / "more", positives=4)
     with pytest.raises(ShardError, match="holds another set"):

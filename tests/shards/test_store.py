@@ -35,6 +35,7 @@ def test_info_says_what_a_set_is(digit_set: ShardSet) -> None:
     text = clsp_shards("info", digit_set.folder).output
     for part in (digit_set.id, "40 in 3 shards", "anchor, 2 positives, json", "png, 8x8"):
         assert part in text
+    assert "picture   none; `clsp shards preview` makes one" in text
 
 
 def test_verify_passes_a_whole_set_and_names_damage(make_set, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_info_and_verify_take_an_address(
     prepare_to_share(shards, "Digits", license="mit", source_license="cc0-1.0")
     with FaultServer(shards.folder) as server:
         text = clsp_shards("info", server.address).output
-        assert set(server.requests) == {"manifest.json", "SHA256SUMS", "README.md"}
+        assert set(server.requests) == {"manifest.json", "SHA256SUMS", "README.md", "preview.png"}
         for part in (shards.id, "mit; of the source: cc0-1.0", f"{server.address}/preview.png"):
             assert part in text
         result = clsp_shards("verify", "--deep", server.address)
