@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,9 +166,9 @@ def card_text(
     config, kind = manifest.plan.get("config", {}), str(manifest.source.get("kind", "unknown"))
     model = str(manifest.plan.get("model", {}).get("sha256", "unknown"))
     size = next((words for most, words in _SIZES if manifest.samples < most), "1M<n<10M")
-    splits = sorted(
-        {shard.name.removeprefix("data/").rpartition("-")[0] for shard in manifest.shards}
-    )
+    splits: defaultdict[str, list[str]] = defaultdict(list)
+    for shard in manifest.shards:
+        splits[shard.split].append(shard.name)
     # Every JSON scalar is a YAML scalar.
     head = ["---", f"license: {license}", f"pretty_name: {json.dumps(name)}"]
     head += ["size_categories:", f"- {size}", "task_categories:", "- image-feature-extraction"]
@@ -180,8 +181,10 @@ def card_text(
         "- config_name: default",
         "  data_files:",
     ]
-    for split in splits:
-        head += [f"  - split: {split or 'train'}", f'    path: "data/{split}-*.tar"']
+    for split, names in sorted(splits.items()):
+        numbered = all(name.startswith(f"data/{split}-") for name in names)
+        path: str | list[str] = f"data/{split}-*.tar" if numbered else names
+        head += [f"  - split: {split.replace('-', '_')}", f"    path: {json.dumps(path)}"]
     head += ["---", f"<!-- {_MARK} -->", ""]
     members = ", ".join(
         f"`{n}`" for n in fields(manifest.positives, manifest.image_format, manifest.anchors)

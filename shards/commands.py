@@ -255,6 +255,7 @@ def export(address: str, out: Path) -> None:
     """Write SET as OUT: positives as a .npy, all as a .parquet, or a folder for each anchor."""
     from .convert import export_folders, export_npy, export_parquet
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     makers = {".npy": export_npy, ".parquet": export_parquet}
     makers.get(out.suffix, export_folders)(open_set(address), out)
     click.echo(str(out))

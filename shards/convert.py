@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from .check import ShardError
 from .edit import write_set
-from .files import write_atomic
+from .files import new_folder, write_atomic
 from .foreign import index_foreign
 from .images import ImageSource, decode_image, encode_image, fit_square
 from .manifest import Manifest, Names
@@ -75,27 +76,31 @@ def export_npy(shards: ShardSet, path: Path) -> None:
 
 
 def export_folders(shards: ShardSet, out: Path) -> None:
-    """Write OUT/KEY/anchor.png, p0.png ... and record.json; the files are the set's own bytes."""
-    if out.exists() and any(out.iterdir()):
-        raise ShardError(f"{out} is not empty; give a new folder")
+    """Write OUT/KEY/anchor.png, p0.png ... and record.json; the files are the set's own bytes.
+
+    OUT/classes.json holds the names of the labels. Raises FileExistsError when `out` holds
+    something.
+    """
     suffix = shards.manifest.image_format
-    for row in range(len(shards)):
-        record = shards.record(row)
-        folder = out / record.key
-        folder.mkdir(parents=True)
-        if record.anchor is not None:
-            (folder / f"anchor.{suffix}").write_bytes(record.anchor)
-        for number, image in enumerate(record.positives):
-            (folder / f"p{number}.{suffix}").write_bytes(image)
-        (folder / "record.json").write_text(json.dumps(record.meta, sort_keys=True) + "\n")
+    with new_folder(out) as new:
+        for row in range(len(shards)):
+            record = shards.record(row)
+            folder = new / record.key
+            folder.mkdir()
+            if record.anchor is not None:
+                (folder / f"anchor.{suffix}").write_bytes(record.anchor)
+            for number, image in enumerate(record.positives):
+                (folder / f"p{number}.{suffix}").write_bytes(image)
+            (folder / "record.json").write_text(json.dumps(record.meta, sort_keys=True) + "\n")
+        if shards.manifest.classes:
+            (new / "classes.json").write_text(json.dumps(shards.manifest.classes) + "\n")
 
 
-def import_folders(
-    path: Path, out: Path, classes: tuple[str, ...] | None = None, shard_size: int = SHARD_SIZE
-) -> ShardSet:
-    """Write a set of PATH/KEY/anchor.EXT, p0.EXT ... and, where there is one, record.json.
+def import_folders(path: Path, out: Path, shard_size: int = SHARD_SIZE) -> ShardSet:
+    """Write a set of PATH/KEY/anchor.EXT, p0.EXT ... and, where there are, record.json.
 
-    All folders have the same files, all images one format and size. Raises ShardError else.
+    All folders have the same files, all images one format and size. PATH/classes.json, if it is
+    there, names the labels. Raises ShardError else.
     """
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     if not folders:
@@ -119,6 +124,8 @@ def import_folders(
             anchor, *rest = contents if anchors else [None, *contents]
             yield Record(folder.name, anchor, tuple(d for d in rest if d is not None), meta, suffix)
 
+    names = path / "classes.json"
+    classes = tuple(json.loads(names.read_bytes())) if names.exists() else None
     side = decode_image((folders[0] / expected[0]).read_bytes()).shape[0]
     like = _manifest(positives, suffix, side, anchors, classes)
     return write_set(out, like, _parts(records(), shard_size), f"import {path.name}")
@@ -154,41 +161,54 @@ def import_webdataset(
 def export_parquet(shards: ShardSet, path: Path) -> None:
     """Write a Parquet file as `datasets` writes it: columns key, anchor, p0 ..., and json.
 
-    Images are of the type that the Hub shows, with the set's own bytes. Needs the extra [parquet].
+    Of a set that names its classes, also label, of the type ClassLabel. Images are of the type that
+    the Hub shows, with the set's own bytes. Memory does not grow with the set. Needs the extra
+    [parquet].
     """
     datasets = _datasets()
     names = [*(["anchor"] * shards.manifest.anchors), *(f"p{n}" for n in range(shards.positives))]
     text, image = datasets.Value("string"), datasets.Image()
     features = datasets.Features({"key": text, **dict.fromkeys(names, image), "json": text})
-    rows: dict[str, list[Any]] = {name: [] for name in features}
-    for row in range(len(shards)):
-        contents = shards.read(row)
-        check_hashes(contents)
-        rows["key"].append(shards.key(row))
-        rows["json"].append(contents["json"].decode())
-        for name in names:
-            rows[name].append({"bytes": contents[name], "path": None})
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    if shards.manifest.classes:
+        features["label"] = datasets.ClassLabel(names=list(shards.manifest.classes))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in range(len(shards)):
+            contents = shards.read(row)
+            meta, _ = check_hashes(contents)
+            images = {name: {"bytes": contents[name], "path": None} for name in names}
+            values = {"key": shards.key(row), **images, "json": contents["json"].decode()}
+            yield {**values, "label": meta.get("label")} if "label" in features else values
+
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        data = datasets.Dataset.from_generator(
+            rows, features=features, cache_dir=scratch, fingerprint=shards.id[:16]
+        )
+        data.to_parquet(f"{scratch}/new.parquet")
+        os.replace(f"{scratch}/new.parquet", path)
 
 
-def import_parquet(
-    path: Path, out: Path, classes: tuple[str, ...] | None = None, shard_size: int = SHARD_SIZE
-) -> ShardSet:
+def import_parquet(path: Path, out: Path, shard_size: int = SHARD_SIZE) -> ShardSet:
     """Write a set of a Parquet file with the columns that `export_parquet` writes."""
+    datasets = _datasets()
     import pyarrow.parquet
 
-    _datasets()
-    table = pyarrow.parquet.read_table(path)
-    positives = sum(1 for name in table.column_names if name[0] == "p" and name[1:].isdigit())
-    if not positives or not {"key", "json"} <= set(table.column_names):
-        raise ShardError(f"{path} has the columns {table.column_names}, expected key, p0 ..., json")
-    rows = table.to_pylist()
-    with_anchors = "anchor" in table.column_names
-    shown = decode_image(rows[0]["p0"]["bytes"])
-    suffix = _format_of(rows[0]["p0"]["bytes"])
+    file = pyarrow.parquet.ParquetFile(path)
+    columns = file.schema_arrow.names
+    positives = sum(1 for name in columns if name[0] == "p" and name[1:].isdigit())
+    if not positives or not {"key", "json"} <= set(columns) or not file.metadata.num_rows:
+        raise ShardError(
+            f"{path} has {file.metadata.num_rows} rows of the columns {columns}, expected some of "
+            "key, p0 ..., json"
+        )
+    with_anchors = "anchor" in columns
+    label = datasets.Features.from_arrow_schema(file.schema_arrow).get("label")
+    classes = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
+    first = next(file.iter_batches(1, columns=["p0"])).to_pylist()[0]["p0"]["bytes"]
+    suffix, shown = _format_of(first), decode_image(first)
 
     def records() -> Iterator[Record]:
-        for row in rows:
+        for row in chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(256)):
             meta = json.loads(row["json"])
             meta.pop("sha256", None)
             anchor = row["anchor"]["bytes"] if with_anchors else None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .check import ShardError
+from .files import new_folder
 from .join import without_anchor
 from .manifest import Manifest, save_manifest
 from .order import hash_key
@@ -22,26 +23,38 @@ from .store import open_set
 from .writer import write_shard
 
 
-def write_set(out: Path, like: Manifest, shards: Iterable[Iterable[Record]], by: str) -> ShardSet:
-    """Write records, shard by shard, as a set of its own in the new folder `out`.
+def write_set(
+    out: Path,
+    like: Manifest,
+    shards: Iterable[Iterable[Record]],
+    by: str,
+    splits: Iterable[str] = repeat("train"),
+) -> ShardSet:
+    """Write records, shard by shard, as a set of its own: the new folder `out`, whole or not there.
 
-    like: its K, format, anchors, source and plan describe the new set; by: how it was derived.
-    Raises ShardError when `out` holds something; an error from the records leaves no manifest.
+    like: its K, format, anchors, source and plan describe the new set; by: how it was derived;
+    splits: what each shard is named after, and numbered within.
+    Raises FileExistsError when `out` holds something.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ShardError(f"{out} is not empty; give a new folder")
-    (out / "data").mkdir(parents=True, exist_ok=True)
-    written = tuple(
-        write_shard(out / "data" / f"train-{number:05d}.tar", records, like.positives)
-        for number, records in enumerate(shards)
-    )
-    samples = sum(shard.samples for shard in written)
-    plan = {**like.plan, "derived": [*like.plan.get("derived", []), by]}
-    source = {**like.source, "samples": samples}
-    manifest = replace(
-        like, samples=samples, shards=written, plan_id="", plan=plan, source=source, names=None
-    )
-    save_manifest(out, manifest)
+    counts = Counter[str]()
+    written = []
+    with new_folder(out) as folder:
+        (folder / "data").mkdir()
+        for split_name, records in zip(splits, shards, strict=False):
+            path = folder / "data" / f"{split_name}-{counts[split_name]:05d}.tar"
+            written.append(write_shard(path, records, like.positives))
+            counts[split_name] += 1
+        samples = sum(shard.samples for shard in written)
+        manifest = replace(
+            like,
+            samples=samples,
+            shards=tuple(written),
+            plan_id="",
+            plan={**like.plan, "derived": [*like.plan.get("derived", []), by]},
+            source={**like.source, "samples": samples},
+            names=None,
+        )
+        save_manifest(folder, manifest)
     return open_set(out)
 
 
@@ -53,7 +66,7 @@ def strip(shards: ShardSet, out: Path) -> ShardSet:
     parts = (
         (without_anchor(shards.record(row)) for row in rows) for rows in _rows_by_shard(shards)
     )
-    return write_set(out, like, parts, f"strip {shards.id}")
+    return write_set(out, like, parts, f"strip {shards.id}", _splits(shards))
 
 
 def subset(shards: ShardSet, out: Path, per_class: int, seed: int = 0) -> ShardSet:
@@ -78,7 +91,8 @@ def split(
 ) -> list[ShardSet]:
     """Write disjoint parts that make up the set, each drawn by a hash of (seed, key).
 
-    shares: each part's name, which is its folder in `out`, and its share; they add up to 1.
+    shares: each part's name, which is that of its folder in `out` and of its shards, and its share;
+    they add up to 1.
     Raises ShardError for shares that do not, and for a part that would be empty.
     """
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-9:
@@ -90,7 +104,7 @@ def split(
         raise ShardError(f"{len(shards)} records are too few for shares of {dict(shares)}")
     return [
         write_rows(
-            shards, out / name, sorted(rows), f"split {shards.id} {name}={share} seed={seed}"
+            shards, out / name, sorted(rows), f"split {shards.id} {name}={share} seed={seed}", name
         )
         for (name, share), rows in zip(shares.items(), parts, strict=True)
     ]
@@ -99,9 +113,11 @@ def split(
 def merge(sets: Sequence[ShardSet], out: Path) -> ShardSet:
     """Write one set of several: the records of all, or the positives of all for each record.
 
-    Sets with no key in common and the same K are put one after the other. Sets with the same keys
-    and the same anchors give each record the positives of all, in the order of the sets.
-    Raises ShardError for sets that are neither, or that differ in format, size, classes or anchors.
+    Sets with no key in common and the same K are put one after the other; their shards keep the
+    names of their splits. Sets with the same keys and the same anchors give each record the
+    positives of all, in the order of the sets.
+    Raises ShardError for sets that are neither, that differ in format, size, classes or anchors, or
+    that have the same positives.
     """
     first = sets[0].manifest
     for other in sets[1:]:
@@ -122,7 +138,8 @@ def merge(sets: Sequence[ShardSet], out: Path) -> ShardSet:
                     f"{other.address} {other.positives}: their anchors differ, so K must not"
                 )
         parts = (map(shards.record, rows) for shards in sets for rows in _rows_by_shard(shards))
-        return write_set(out, _merged(sets, first.positives), parts, by)
+        splits = chain.from_iterable(map(_splits, sets))
+        return write_set(out, _merged(sets, first.positives), parts, by, splits)
     if any(each != union for each in keys):
         common = len(set[str].intersection(*keys))
         raise ShardError(
@@ -138,7 +155,7 @@ def merge(sets: Sequence[ShardSet], out: Path) -> ShardSet:
 
     positives = sum(shards.positives for shards in sets)
     stacks = map(stacked, _rows_by_shard(sets[0]))
-    return write_set(out, _merged(sets, positives), stacks, by)
+    return write_set(out, _merged(sets, positives), stacks, by, _splits(sets[0]))
 
 
 @dataclass(frozen=True)
@@ -176,15 +193,21 @@ def diff(first: ShardSet, second: ShardSet) -> Difference:
     )
 
 
-def write_rows(shards: ShardSet, out: Path, rows: Sequence[int], by: str) -> ShardSet:
+def write_rows(
+    shards: ShardSet, out: Path, rows: Sequence[int], by: str, split: str = "train"
+) -> ShardSet:
     """Write some records of a set as a new one, in shards as large as its largest."""
     size = max(shards.shard_sizes)
     parts = (map(shards.record, rows[at : at + size]) for at in range(0, len(rows), size))
-    return write_set(out, shards.manifest, parts, by)
+    return write_set(out, shards.manifest, parts, by, repeat(split))
 
 
 def _rows_by_shard(shards: ShardSet) -> list[range]:
     return [range(*ends) for ends in pairwise(accumulate([0, *shards.shard_sizes]))]
+
+
+def _splits(shards: ShardSet) -> list[str]:
+    return [shard.split for shard in shards.manifest.shards]
 
 
 def _label(shards: ShardSet, row: int) -> int:
@@ -215,11 +238,16 @@ def _stack(records: Sequence[Record]) -> Record:
             raise ShardError(f"record {first.key}: {name} differs between the sets")
     if len({record.anchor for record in records}) > 1:
         raise ShardError(f"record {first.key}: the sets have different anchors")
+    positives = tuple(image for record in records for image in record.positives)
+    if len(set(positives)) < sum(len(set(record.positives)) for record in records):
+        raise ShardError(
+            f"record {first.key}: the sets have a positive in common, as sets of one seed have; "
+            "make more with another --seed, or with more --positives"
+        )
     meta: dict[str, Any] = {}
     for name in first.meta:
         values = [record.meta.get(name) for record in records]
         meta[name] = values[0] if all(value == values[0] for value in values) else values
-    positives = tuple(image for record in records for image in record.positives)
     return replace(first, positives=positives, meta=meta)
 
 

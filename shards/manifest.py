@@ -59,6 +59,13 @@ class ShardFile:
                 raise ValueError(f"shard {self.name}: {digest!r} is not a sha256 in hex")
 
     @property
+    def split(self) -> str:
+        """The split that the shard is of by its name, what stands before its number; else train."""
+        stem = self.name.removeprefix("data/").removesuffix(".tar")
+        before, _, number = stem.rpartition("-")
+        return (before if number.isdigit() else stem) or "train"
+
+    @property
     def index_name(self) -> str:
         """The path of the shard's index inside the set."""
         return f"{self.name.removesuffix('.tar')}.idx"

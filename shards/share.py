@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -31,7 +30,6 @@ from .targets import Upload, in_threads, open_target
 from .writer import write_shard
 
 _MOST_COMPANION_BYTES = 1 << 32
-_SPLIT = re.compile(r"data/(.+?)(-[0-9]+)?\.tar")
 _LEGAL = ("LICENSE", "CITATION.cff")  # what holds for a part of a set as well
 _UNFINISHED = ".pull"  # what a pull keeps in the folder until it is done
 
@@ -111,9 +109,9 @@ def pull(
     """
     source = open_source(address)
     manifest, sums = fetch_manifest(source)
-    chosen = [shard for shard in manifest.shards if split in (None, split_of(shard))]
+    chosen = [shard for shard in manifest.shards if split in (None, shard.split)]
     if not chosen:
-        known = sorted({split_of(shard) for shard in manifest.shards})
+        known = sorted({shard.split for shard in manifest.shards})
         raise ShardError(f"{address} has no split {split!r}; it has {', '.join(known)}")
     if positives is not None and not 1 <= positives <= manifest.positives:
         raise ShardError(f"{address} has {manifest.positives} positives, not {positives}")
@@ -164,13 +162,6 @@ def pull(
         )
     shutil.rmtree(folder / _UNFINISHED)
     return shards
-
-
-def split_of(shard: ShardFile) -> str:
-    """Return the split that a shard's name says it is of: what stands before the number."""
-    found = _SPLIT.fullmatch(shard.name)
-    assert found is not None  # ShardFile checks it
-    return found[1]
 
 
 def _claim(folder: Path, part: dict[str, Any], whole: str | None) -> Manifest | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -20,7 +21,7 @@ from clsp.shards.card import prepare_to_share, read_card
 from clsp.shards.check import ShardError
 from clsp.shards.reader import ShardSet
 from clsp.shards.share import push
-from clsp.shards.store import open_set
+from clsp.shards.store import index_folder, open_set
 
 
 @pytest.fixture
@@ -43,6 +44,24 @@ def test_the_hub_reads_the_card(shared: ShardSet) -> None:
     for words in (shared.id, "preview.png", "webdataset", "load_dataset", "open_set"):
         assert words in card.text
     assert (shared.folder / "preview.png").is_file()
+
+
+def test_the_card_lists_each_split(make_set, tmp_path: Path) -> None:
+    shards = make_set(tmp_path / "set", sizes=(2, 2, 2))
+    for old, new in (("train-00001", "val-00000"), ("train-00002", "00002")):
+        for suffix in ("tar", "idx"):
+            (shards.folder / f"data/{old}.{suffix}").rename(shards.folder / f"data/{new}.{suffix}")
+    (shards.folder / "manifest.json").unlink()
+    shards = index_folder(shards.folder)
+    prepare_to_share(shards, "x", license="mit", source_license="mit")
+    card = DatasetCard.load(shards.folder / "README.md")
+    assert card.data.configs[0]["data_files"] == [
+        {"split": "train", "path": ["data/00002.tar", "data/train-00000.tar"]},
+        {"split": "val", "path": "data/val-*.tar"},
+    ]
+    cache = str(tmp_path / "cache")
+    loaded = datasets.load_dataset(str(shards.folder), cache_dir=cache)
+    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 4, "val": 2}
 
 
 def test_mlcroissant_validates_it_and_reads_images(shared: ShardSet) -> None:

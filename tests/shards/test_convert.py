@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from clsp.shards.__main__ import main
+from clsp.shards.convert import export_parquet
 from clsp.shards.images import encode_image, fit_square, open_images
+from clsp.shards.manifest import save_manifest
 from clsp.shards.reader import ShardSet
 from clsp.shards.store import open_set
 
@@ -32,19 +35,29 @@ def test_a_round_trip_is_exact(
     make_set, tmp_path: Path, image_format: str, anchors: bool, place: str
 ) -> None:
     shards = make_set(tmp_path / "set", (5, 5, 2), image_format=image_format, anchors=anchors)
-    result = clsp_shards("export", shards.folder, tmp_path / place)
+    classes = tuple("abcdefghij") if anchors else None
+    save_manifest(shards.folder, replace(shards.manifest, classes=classes))
+    result = clsp_shards("export", shards.folder, tmp_path / "new" / place)
     assert result.exit_code == 0, result.output
     again = tmp_path / "again"
-    result = clsp_shards("import", tmp_path / place, again, "--shard-size", 5)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [place]
+    result = clsp_shards("import", tmp_path / "new" / place, again, "--shard-size", 5)
     assert result.exit_code == 0, result.output
     open_set(again).verify(deep=True)
     assert open_set(again).manifest.shards == shards.manifest.shards
+    assert open_set(again).manifest.classes == classes
 
 
 def test_datasets_reads_the_parquet(digit_set: ShardSet, tmp_path: Path) -> None:
     clsp_shards("export", digit_set.folder, tmp_path / "x.parquet")
     loaded = datasets.Dataset.from_parquet(str(tmp_path / "x.parquet"), cache_dir=str(tmp_path))
     assert loaded.column_names == ["key", "anchor", "p0", "p1", "json"]
+    named = replace(digit_set.manifest, classes=tuple("abcdefghij"))
+    export_parquet(ShardSet(digit_set.folder, named), tmp_path / "named.parquet")
+    labelled = datasets.Dataset.from_parquet(
+        str(tmp_path / "named.parquet"), cache_dir=str(tmp_path)
+    )
+    assert labelled.features["label"].int2str(labelled["label"][:12]) == list("abcdefghijab")
     for row, expected in zip(loaded, range(40), strict=True):
         images = [np.asarray(row[name].convert("RGB")) for name in ("anchor", "p0", "p1")]
         np.testing.assert_array_equal(images, digit_set.pixels(expected, ["anchor", "p0", "p1"]))
@@ -87,10 +100,18 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make_set) -> None:
         assert message in result.output
     shards = make_set(tmp_path / "set", sizes=(3,))
     clsp_shards("export", shards.folder, tmp_path / "folders")
+    # An export of a damaged set leaves nothing that looks like a smaller one.
+    path = shards.folder / "data" / "train-00000.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2000] + bytes(2000))
+    for place in ("broken", "broken.parquet"):
+        assert clsp_shards("export", shards.folder, tmp_path / "x" / place).exit_code == 1
+    assert not list((tmp_path / "x").iterdir())
+    path.write_bytes(whole)
     (tmp_path / "folders" / "digit-0001" / "p1.png").unlink()
     result = clsp_shards("import", tmp_path / "folders", tmp_path / "o2")
     assert "digit-0001 has ['anchor.png', 'p0.png'], expected" in result.output
-    assert not (tmp_path / "o2" / "manifest.json").exists()
+    assert not (tmp_path / "o2").exists()
 
 
 def sample(n: int, pixels: np.ndarray, image_format: str = "png") -> dict[str, object]:

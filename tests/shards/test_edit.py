@@ -13,6 +13,7 @@ from clsp.shards.__main__ import main
 from clsp.shards.check import ShardError
 from clsp.shards.edit import diff, merge, split, subset, write_rows, write_set
 from clsp.shards.reader import ShardSet
+from clsp.shards.share import pull
 from clsp.shards.store import open_set
 
 
@@ -58,6 +59,11 @@ def test_parts_are_disjoint_and_make_up_the_set(
     keys = [key for part in parts for key in part.keys]
     assert sorted(keys) == digit_set.keys
     merged = merge(parts, tmp_path / "merged")
+    assert {shard.split for shard in merged.manifest.shards} == {
+        f"part{n}" for n in range(len(shares))
+    }
+    last = pull(str(merged.folder), tmp_path / "last", split=f"part{len(shares) - 1}")
+    assert records(last) == records(parts[-1])
     assert {r.key: r for r in records(merged)} == {r.key: r for r in records(digit_set)}
 
 
@@ -109,6 +115,7 @@ def test_sets_that_do_not_fit_are_not_merged(make_set, tmp_path: Path) -> None:
         (part, "share 2 of 6 keys"),
         (rest, "has 2 positives a record, .* 3: their anchors differ"),
         (bare, "anchors is True in"),
+        (a, "record digit-0000: the sets have a positive in common"),
     ):
         with pytest.raises(ShardError, match=message):
             merge([a, other], tmp_path / "m")
