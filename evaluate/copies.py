@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -36,13 +37,13 @@ def training_features(
 ) -> Training:
     """Return the features of every image of a source, seen as the set's images are.
 
-    They are cropped and resized to the set's size; an anchor is known by its pixels, so
-    none is in a set of JPEG, and its own image then counts as the nearest.
+    They are cropped and resized to the set's size. An anchor is known by its pixels: by those that
+    it had before it was stored, which its record names, else by those that are stored.
     """
     encoder = encoder.to(device).eval()
     size = shards.pixels(0, ["anchor"]).shape[1]
     parts: list[Tensor] = []
-    row_of: dict[bytes, int] = {}
+    row_of: dict[str, int] = {}
     with progress(len(source), "features", "image") as bar:
         for start in range(0, len(source), _BATCH):
             rows = range(start, min(start + _BATCH, len(source)))
@@ -50,13 +51,17 @@ def training_features(
             row_of |= {_digest(image): row for image, row in zip(pixels, rows, strict=True)}
             parts.append(embed(encoder, torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)))
             bar.update(len(rows))
-    anchors = (_digest(shards.pixels(row, ["anchor"])[0]) for row in range(len(shards)))
-    own = torch.tensor([row_of.get(pixels, -1) for pixels in anchors])
+    own = torch.tensor([row_of.get(_anchor(shards, row), -1) for row in range(len(shards))])
     return Training(torch.cat(parts), own)
 
 
-def _digest(pixels: np.ndarray) -> bytes:
-    return hashlib.sha256(pixels.tobytes()).digest()
+def _anchor(shards: ShardSet, row: int) -> str:
+    known: str | None = json.loads(shards.read(row, ["json"])["json"]).get("rgb_sha256")
+    return known or _digest(shards.pixels(row, ["anchor"])[0])
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def nearest_training(features: SetFeatures, training: Training) -> tuple[Tensor, Tensor]:

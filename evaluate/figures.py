@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,6 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Curves = Sequence[Mapping[str, float]]
+
+_PHONE = 4.9  # inches: the widest figure that a phone shows whole, at `page`'s scale
+_NAME = 24  # characters of a line of an arm's name beside its dots
 
 _PANELS = {
     "contrastive": "Contrastive loss",
@@ -52,14 +56,16 @@ def scores_figure(scores: Mapping[str, Sequence[float]], label: str) -> Figure:
 
     scores: by arm, one number a seed; label: what they are.
     """
-    figure = Figure(figsize=(7, 0.55 * len(scores) + 1.0), layout="constrained")
+    names = [fill(name, _NAME) for name in scores]
+    each = max(0.45, 0.2 * max(name.count("\n") + 1 for name in names))
+    figure = Figure(figsize=(_PHONE, each * len(scores) + 0.9), layout="constrained")
     axes = figure.add_subplot()
     for row, values in enumerate(scores.values()):
         axes.plot(values, [row] * len(values), "o", color=f"C{row}", alpha=0.6)
         axes.plot([np.mean(values)] * 2, [row - 0.3, row + 0.3], color=f"C{row}", linewidth=2.5)
-    axes.set_yticks(range(len(scores)), list(scores))
+    axes.set_yticks(range(len(scores)), names)
     axes.invert_yaxis()
-    axes.set_xlabel(label)
+    figure.supxlabel(fill(label, 60), fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     _plain(axes)
     return figure
@@ -71,7 +77,9 @@ def groups_figure(scores: Mapping[str, Mapping[str, Sequence[float]]], label: st
     scores: by arm and group, one number a seed; label: what they are.
     """
     groups = list(dict.fromkeys(group for of_arm in scores.values() for group in of_arm))
-    figure = Figure(figsize=(8, 0.42 * len(groups) + 1.2), layout="constrained")
+    figure = Figure(
+        figsize=(_PHONE, 0.42 * len(groups) + 0.2 * len(scores) + 1), layout="constrained"
+    )
     axes = figure.add_subplot()
     step = 0.7 / max(1, len(scores))
     for number, (arm, of_arm) in enumerate(scores.items()):
@@ -79,16 +87,17 @@ def groups_figure(scores: Mapping[str, Mapping[str, Sequence[float]]], label: st
         rows = [groups.index(group) + shift for group in of_arm]
         means = [float(np.mean(values)) for values in of_arm.values()]
         color = f"C{number}"
-        axes.plot(means, rows, "|", color=color, markersize=8, markeredgewidth=2, label=arm)
+        name = fill(arm, 60)
+        axes.plot(means, rows, "|", color=color, markersize=8, markeredgewidth=2, label=name)
         for row, values in zip(rows, of_arm.values(), strict=True):
             axes.plot(values, [row] * len(values), "o", color=color, alpha=0.5, markersize=4)
     axes.set_yticks(range(len(groups)), groups)
     axes.invert_yaxis()
-    axes.set_xlabel(label)
+    axes.set_xlabel(label, fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     _plain(axes)
     if len(scores) > 1:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+        figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     return figure
 
 
@@ -97,10 +106,12 @@ def sweep_figure(panels: Mapping[str, Mapping[float, Sequence[float]]], label: s
 
     panels: by setting and its value, one number a seed; label: what they are.
     """
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * lines), layout="constrained")
     shared = None
     for number, (name, scores) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), number + 1, sharey=shared)
+        axes = figure.add_subplot(lines, columns, number + 1, sharey=shared)
         shared = shared or axes
         means = [float(np.mean(values)) for values in scores.values()]
         spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in scores.values()]
@@ -113,7 +124,7 @@ def sweep_figure(panels: Mapping[str, Mapping[float, Sequence[float]]], label: s
         axes.set_xlabel(name)
         axes.grid(axis="y", alpha=0.3)
         _plain(axes)
-    figure.axes[0].set_ylabel(f"{label}; bars: deviation", fontsize=9)
+    figure.supylabel(f"{label}; bars: deviation", fontsize=9)
     return figure
 
 
@@ -121,7 +132,7 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix, (C, C) counts with the true classes in rows, as shares of rows."""
     total = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(total, 1)
-    side = min(9.0, 2.5 + 0.4 * len(classes))
+    side = min(9.0, 1.2 + 0.36 * len(classes) + 0.07 * max(map(len, classes)))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -143,7 +154,7 @@ def histogram_figure(values: Mapping[str, np.ndarray], label: str) -> Figure:
 
     values: by name, numbers of one scale; label: what they are.
     """
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(_PHONE, 3.2), layout="constrained")
     axes = figure.add_subplot()
     low, high = (np.quantile(np.concatenate([*values.values()]), q) for q in (0.001, 0.999))
     bins = np.linspace(low, max(high, low + 1e-6), 61).tolist()
@@ -154,7 +165,7 @@ def histogram_figure(values: Mapping[str, np.ndarray], label: str) -> Figure:
         axes.axvline(float(np.mean(found)), color=color, linewidth=1.5, linestyle="--")
     axes.set_xlabel(f"{label}; dashed: the mean")
     axes.set_yticks([])
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     _plain(axes)
     axes.spines["left"].set_visible(False)
     return figure

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from .config import KS, TEMPERATURES
 from .features import Features
-from .neighbours import largest, products
+from .neighbours import nearest_by_chunk
 from .split import check_labels, split_validation
-
-_CHUNK = 512  # test images at a time: 102 MB of similarities with 50,000 training images
 
 
 def knn_predict(train: Features, test: Features, k: int, temperature: float = 0.07) -> Tensor:
@@ -23,20 +20,13 @@ def knn_predict(train: Features, test: Features, k: int, temperature: float = 0.
 
     Wu et al., 2018, arXiv:1805.01978.
     """
-    found = [
-        _vote(train, similarity, neighbours, temperature).argmax(dim=1)
-        for similarity, neighbours in _nearest(train, test, k)
-    ]
-    return torch.cat(found)
-
-
-def _nearest(train: Features, test: Features, k: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield cosine and index, each (n, k), of the nearest training images, nearest first."""
     if not 1 <= k <= len(train.labels):
         raise ValueError(f"kNN with k = {k}, but there are {len(train.labels)} training images")
-    bank = normalize(train.plain, dim=1)
-    for queries in normalize(test.plain, dim=1).split(_CHUNK):
-        yield largest(products(queries, bank), k)
+    found = [
+        _vote(train, similarity, neighbours, temperature).argmax(dim=1)
+        for similarity, neighbours in nearest_by_chunk(test.plain, train.plain, k)
+    ]
+    return torch.cat(found)
 
 
 def _vote(train: Features, similarity: Tensor, neighbours: Tensor, temperature: float) -> Tensor:
@@ -71,9 +61,10 @@ def knn(
         )
     pairs = [(k, temperature) for k in tried for temperature in sorted(temperatures)]
     right = torch.zeros(len(pairs))
-    rows = iter(validation.labels.split(_CHUNK))
-    for similarity, neighbours in _nearest(fit, validation, tried[-1]):
-        labels = next(rows)
+    start = 0
+    for similarity, neighbours in nearest_by_chunk(validation.plain, fit.plain, tried[-1]):
+        labels = validation.labels[start : start + len(similarity)]
+        start += len(similarity)
         for number, (k, temperature) in enumerate(pairs):
             votes = _vote(fit, similarity[:, :k], neighbours[:, :k], temperature)
             right[number] += (votes.argmax(dim=1) == labels).sum().cpu()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from ..shards.preview import contact_sheet
 from .features import Features
 
 _CHUNK = 512  # queries at a time: 102 MB of cosines with a bank of 50,000
-_BLOCKS = 16  # columns of which only the largest is looked at first
+_BLOCKS = 8  # columns of which only the largest is looked at first
 
 
 def nearest(
@@ -26,14 +29,20 @@ def nearest(
     most = len(bank) - (own is not None)
     if k > most:
         raise ValueError(f"{k} nearest neighbours were asked for, there are {most}")
+    found = list(nearest_by_chunk(queries, bank, k, own))
+    return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def nearest_by_chunk(
+    queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what `nearest` returns, some queries at a time; k is at most the bank's rows."""
     bank = normalize(bank, dim=1)
-    found = []
     for start in range(0, len(queries), _CHUNK):
         part = products(normalize(queries[start : start + _CHUNK], dim=1), bank)
         if own is not None:
             part.scatter_(1, own[start : start + _CHUNK, None].to(part.device), -2.0)
-        found.append(largest(part, k))
-    return torch.cat([values for values, _ in found]), torch.cat([rows for _, rows in found])
+        yield largest(part, k)
 
 
 def products(queries: Tensor, bank: Tensor) -> Tensor:
@@ -48,22 +57,28 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest of each row, falling, and their columns, (M, k) each; values: (M, N).
 
     The same as topk, but for which of equal values is taken. On a CPU the columns are looked at in
-    blocks: the k largest lie in the k blocks with the largest maxima.
+    blocks: the k largest lie in the k blocks with the largest maxima. numpy's partition is many
+    times as fast as torch's topk.
     """
     columns = values.shape[1] // _BLOCKS  # of a block's members, which lie this far apart
     if values.device.type != "cpu" or columns < 2 * k:
         found = values.topk(k, dim=1)
         return found.values, found.indices
-    whole = columns * _BLOCKS
-    maxima = values[:, :whole].unflatten(1, (_BLOCKS, columns)).amax(dim=1)
-    blocks = torch.from_numpy(
-        np.argpartition(maxima.numpy(), columns - k, axis=1)[:, columns - k :]
-    )
-    members = (blocks[:, None] + torch.arange(0, whole, columns)[:, None]).flatten(1)
-    rest = torch.arange(whole, values.shape[1]).expand(len(values), -1)
-    members = torch.cat([members, rest], dim=1)
-    near, places = values.gather(1, members).topk(k, dim=1)
-    return near, members.gather(1, places)
+    every, whole = values.numpy(), columns * _BLOCKS
+    maxima = reduce(np.maximum, (every[:, n : n + columns] for n in range(0, whole, columns)))
+    blocks = _top(maxima, k)
+    members = (blocks[:, None] + np.arange(0, whole, columns)[:, None]).reshape(len(every), -1)
+    rest = np.broadcast_to(np.arange(whole, every.shape[1]), (len(every), every.shape[1] - whole))
+    members = np.hstack([members, rest])
+    members = np.take_along_axis(members, _top(np.take_along_axis(every, members, 1), k), 1)
+    near, places = torch.from_numpy(np.take_along_axis(every, members, 1)).sort(descending=True)
+    return near, torch.from_numpy(members).gather(1, places)
+
+
+def _top(values: np.ndarray, k: int) -> np.ndarray:
+    """The columns of the k largest of each row, in any order."""
+    columns: np.ndarray = np.argpartition(values, values.shape[1] - k, axis=1)[:, -k:]
+    return columns
 
 
 def neighbours_sheet(

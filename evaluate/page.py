@@ -25,10 +25,12 @@ th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #d8d
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; } td.best { font-weight: 700; }
 td:not(:first-child), td small { white-space: nowrap; }
-td.words { white-space: normal; text-align: left; }
+td.words { text-align: left; } td.words, td.list { white-space: normal; }
 small, .note { color: #57606a; }
 .hint { display: none; color: #57606a; font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; }
+/* A figure's text is then as large as the page's. */
+img.figure { width: calc(var(--inches) * 7rem); object-fit: contain; object-position: left; }
 img.pixels { image-rendering: pixelated; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .2rem 1rem; }
 dt { color: #57606a; } dd { margin: 0; }
@@ -36,7 +38,7 @@ dt { color: #57606a; } dd { margin: 0; }
   body { margin: 1rem auto; }
   th, td { padding: .35rem .5rem; font-size: .9rem; }
   /* A wide one would have words too small to read on a phone: it scrolls by itself. */
-  img.figure { max-width: none; width: max(100%, calc(var(--inches) * 4.6rem)); }
+  img.figure { max-width: none; width: max(100%, calc(var(--inches) * 4.5rem)); }
   .hint { display: block; }
   td:not(:first-child) { white-space: normal; }
   td small { display: block; }
@@ -46,7 +48,8 @@ dt { color: #57606a; } dd { margin: 0; }
   body { margin: 0; max-width: none; font-size: 10pt; }
   .scroll { overflow: visible; } th, td { padding: .2rem .4rem; }
   td small { display: block; }
-  img { max-height: 13cm; width: auto; } /* else one fills a page, and leaves the last one empty */
+  img.figure { width: calc(var(--inches) * 1in); max-height: 22cm; }
+  img.pixels { max-height: 10.5cm; } /* two fit a page */
   h2 { break-after: avoid; } img, tr { break-inside: avoid; }
 }
 """
@@ -100,6 +103,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table that scrolls by itself where it is too wide.
 
     A cell is plain text; what follows a "±" is set small, and a cell that ends with "*" is bold.
+    Words and what is joined by commas may break.
     """
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
@@ -113,7 +117,7 @@ def _cell(text: str) -> str:
     best = text.endswith("*")
     value, plus, spread = escape(text.removesuffix("*")).partition("±")
     inner = f"{value}<small>±{spread}</small>" if plus else value
-    kind = "best" if best else "words" if len(text) > _LONG else ""
+    kind = "best" if best else "words" if len(text) > _LONG else "list" if ", " in text else ""
     return f'<td class="{kind}">{inner}</td>' if kind else f"<td>{inner}</td>"
 
 

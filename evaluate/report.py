@@ -82,6 +82,7 @@ def write_report(path: Path, report: Report) -> None:
         parts += [
             heading("Training"),
             picture(curves_figure(curves), "training curves", keep, "curves"),
+            *[note("Each of the first seed.")] * any(len(a.results) > 1 for a in report.arms),
         ]
     for number, (text, sheet) in enumerate(report.sheets.items()):
         parts += [heading(text), picture(sheet, text, keep, f"sheet{number}")]
@@ -120,7 +121,7 @@ def score_rows(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
             values = arm.scores(name)
             mean = float(np.mean(values))
             if name in _CHOSEN:
-                cells.append(", ".join(f"{value:.3g}" for value in values))
+                cells.append(", ".join(f"{value:.2g}" for value in values))
                 continue
             text = f"{mean:.1f}"
             if len(values) > 1:

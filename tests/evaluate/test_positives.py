@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -23,9 +24,12 @@ from clsp.evaluate.positives import (
     measure_positives,
     set_features,
 )
-from clsp.shards.images import open_images
+from clsp.shards.images import encode_image, open_images
 from clsp.shards.reader import ShardSet
+from clsp.shards.record import Record
 from clsp.shards.scores import load_hardness
+from clsp.shards.store import index_folder
+from clsp.shards.writer import write_shard
 from clsp.train import load_encoder
 from clsp.train.encoder import build_backbone
 
@@ -194,6 +198,32 @@ def test_copies_of_training_images_are_found(run: Path, make_set, tmp_path: Path
     assert values["about"]["copies looked for in"] == "digits"
     text = (tmp_path / "out" / "report.html").read_text()
     assert "positives nearest to a training image" in text
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_an_anchor_is_known_by_its_pixels_before_they_were_stored(
+    run: Path, tmp_path: Path, image_format: str
+) -> None:
+    """The source's files are JPEG, and a set may store its anchors as JPEG once more."""
+    rng = np.random.default_rng(0)
+    for n in range(4):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        path = tmp_path / "images" / f"{n}.jpg"
+        path.write_bytes(encode_image(rng.integers(0, 256, (8, 8, 3), np.uint8), "jpeg"))
+    source = open_images(f"folder:{tmp_path / 'images'}")
+    records = []
+    for n in (2, 0, 3):
+        pixels = np.asarray(source.read(n))
+        stored = encode_image(pixels, image_format)
+        meta = {"rgb_sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
+        records.append(Record(f"image-{n}", stored, (stored,), meta, image_format))
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    write_shard(tmp_path / "set" / "data" / "train-00000.tar", records, 1)
+    shards = index_folder(tmp_path / "set")
+    same = (shards.pixels(0, ["anchor"])[0] == np.asarray(source.read(2))).all()
+    assert same == (image_format == "png")
+    training = training_features(shards, source, load_encoder(run / "encoder"))
+    assert training.own.tolist() == [2, 0, 3]
 
 
 def test_an_anchor_is_no_training_image_of_its_own(run: Path, make_set, tmp_path: Path) -> None:
