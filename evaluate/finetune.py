@@ -84,7 +84,8 @@ def finetune_all(
         result = Result(scores, np.zeros((0, 0), np.int64))
         runs.append(Run(Path(address), result, (), place, encoder.config))
     arms = group_arms(runs)
-    _write(out, arms, {"encoders": " ".join(addresses), **runs[0].about}, config)
+    about = {**runs[0].about, "encoder": " ".join(addresses)}  # of all, not of the first
+    _write(out, arms, about, config)
     return arms
 
 

@@ -25,7 +25,7 @@ th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #d8d
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; } td.best { font-weight: 700; }
 td:not(:first-child), td small { white-space: nowrap; }
-td.words { text-align: left; } td.words, td.list { white-space: normal; }
+th.words, td.words { white-space: normal; text-align: left; }
 small, .note { color: #57606a; }
 .hint { display: none; color: #57606a; font-size: .9rem; }
 img { display: block; max-width: 100%; height: auto; }
@@ -55,7 +55,7 @@ dt { color: #57606a; } dd { margin: 0; }
 """
 
 
-_LONG = 30  # characters; a cell of more is words, which may break
+_LONG = 30  # characters; a column with a cell of more is words, which may break
 _HINT = '<p class="hint">What is wider than the screen scrolls sideways.</p>'
 
 
@@ -103,21 +103,25 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table that scrolls by itself where it is too wide.
 
     A cell is plain text; what follows a "±" is set small, and a cell that ends with "*" is bold.
-    Words and what is joined by commas may break.
+    A column with a long cell is one of words.
     """
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    lines = [list(row) for row in rows]
+    words = [any(len(cell) > _LONG for cell in column) for column in zip(*lines, strict=True)]
+    words = words or [False] * len(head)
+    kinds = (' class="words"' if is_words else "" for is_words in words)
+    top = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, head, strict=True))
+    body = "".join(f"<tr>{''.join(map(_cell, line, words))}</tr>" for line in lines)
     return (
         f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
         "</div>"
     )
 
 
-def _cell(text: str) -> str:
+def _cell(text: str, words: bool) -> str:
     best = text.endswith("*")
     value, plus, spread = escape(text.removesuffix("*")).partition("±")
     inner = f"{value}<small>±{spread}</small>" if plus else value
-    kind = "best" if best else "words" if len(text) > _LONG else "list" if ", " in text else ""
+    kind = "best" if best else "words" if words else ""
     return f'<td class="{kind}">{inner}</td>' if kind else f"<td>{inner}</td>"
 
 

@@ -19,9 +19,9 @@ _NAMES = {
     "linear_top1": "linear",
     "linear_top5": "linear, top 5",
     "lbfgs": "linear, L-BFGS",
-    "lbfgs_l2": "its L2",
+    "lbfgs_l2": "L2 of L-BFGS",
     "knn": "kNN",
-    "knn_k": "its k",
+    "knn_k": "k of kNN",
     "knn_t": "its temperature",
 }
 _CHOSEN = ("lbfgs_l2", "knn_k", "knn_t")  # settings, of which more is not better
@@ -69,6 +69,7 @@ def write_report(path: Path, report: Report) -> None:
         table(*score_rows(report.arms)),
         note(f"Percent of held-out images; {spread_note(report.arms)}."),
         *map(note, report.notes),
+        *_chosen(report.arms),
     ]
     if len(report.arms) > 1:
         label = f"{score_name(report.main)} accuracy, percent; a dot is a seed, a line the mean"
@@ -105,12 +106,10 @@ def score_name(name: str) -> str:
 def score_rows(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
     """Return a table's head and rows: an arm a row, mean and deviation over its seeds a cell.
 
-    Of encoders measured at different times, the scores that all of them have. With several arms a
-    cell that is the best of its column ends with "*".
+    Of encoders measured at different times, the scores that all of them have; settings that a probe
+    chose are no scores. With several arms a cell that is the best of its column ends with "*".
     """
-    names = [
-        n for n in arms[0].results[0].scores if all(n in r.scores for a in arms for r in a.results)
-    ]
+    names = [name for name in _common(arms) if name not in _CHOSEN]
     ordered = [name for name in _NAMES if name in names]
     ordered += [name for name in names if name not in _NAMES]
     best = {name: max(float(np.mean(arm.scores(name))) for arm in arms) for name in ordered}
@@ -120,15 +119,30 @@ def score_rows(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
         for name in ordered:
             values = arm.scores(name)
             mean = float(np.mean(values))
-            if name in _CHOSEN:
-                cells.append(", ".join(f"{value:.2g}" for value in values))
-                continue
             text = f"{mean:.1f}"
             if len(values) > 1:
                 text += f" ± {np.std(values, ddof=1):.1f}"
             cells.append(text + "*" * (len(arms) > 1 and mean == best[name]))
         rows.append(cells)
     return ["", *map(score_name, ordered)], rows
+
+
+def _common(arms: Sequence[Arm]) -> list[str]:
+    found = arms[0].results[0].scores
+    return [name for name in found if all(name in r.scores for arm in arms for r in arm.results)]
+
+
+def _chosen(arms: Sequence[Arm]) -> list[str]:
+    """A table of the settings that the probes chose, seed by seed; nothing where there are none."""
+    names = [name for name in _common(arms) if name in _CHOSEN]
+    if not names:
+        return []
+    rows = [
+        [arm.name, *(", ".join(f"{value:.2g}" for value in arm.scores(name)) for name in names)]
+        for arm in arms
+    ]
+    head = ["Chosen on a validation split", *map(score_name, names)]
+    return [table(head, rows)]
 
 
 def spread_note(arms: Sequence[Arm]) -> str:

@@ -20,7 +20,7 @@ from clsp.evaluate.__main__ import main
 from clsp.evaluate.features import compute_features, fuse_batch_norm
 from clsp.evaluate.figures import curves_figure
 from clsp.evaluate.probe import Result
-from clsp.evaluate.report import Arm, Report, write_report
+from clsp.evaluate.report import Arm, Report, score_rows, write_report
 from clsp.shards.images import load_pixels, open_images
 from clsp.shards.reader import ShardSet
 from clsp.train import load_encoder
@@ -198,6 +198,20 @@ def test_arms_are_compared_seed_by_seed(tmp_path: Path) -> None:
     assert "better in 2 of 3" in plain
     assert "base <1>" not in text
     assert "<title>A &amp; B</title>" in text
+
+
+def test_what_probes_chose_is_a_table_of_its_own(tmp_path: Path) -> None:
+    """Three seeds of three settings beside the scores were wider than a page."""
+    chosen = [{"linear_top1": 90.0 + n, "knn_k": 5.0 + n, "lbfgs_l2": 10.0**-n} for n in range(3)]
+    arm = Arm(
+        "way", tuple(Result(scores, np.eye(2, dtype=np.int64)) for scores in chosen), (0, 1, 2)
+    )
+    assert score_rows([arm]) == (["", "linear"], [["way", "91.0 ± 1.0"]])
+    write_report(tmp_path / "report.html", Report("A", "B", [arm], ("a", "b"), {}))
+    plain = re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text())
+    assert "Chosen on a validation split" in plain
+    assert "5, 6, 7" in plain
+    assert "1, 0.1, 0.01" in plain
 
 
 def test_what_was_logged_once_is_seen_as_a_dot() -> None:
