@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from clsp.shards.images import encode_image, open_images
-from clsp.shards.join import pair_anchors, without_anchor
 from clsp.shards.manifest import Manifest, save_manifest
+from clsp.shards.pairing import pair_anchors, without_anchor
 from clsp.shards.record import Record
 from clsp.shards.store import open_set
 from clsp.shards.writer import write_shard

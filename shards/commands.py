@@ -71,7 +71,8 @@ def join(address: str, anchors: str, out: Path, allow: tuple[str, ...]) -> None:
     OUT is a view that holds no image: `clsp train --set OUT` reads positives from SET and anchors
     from your files, each compared with its hash.
     """
-    from .join import JOINED, pair_anchors, save_joined
+    from .join import JOINED, save_joined
+    from .pairing import pair_anchors
 
     if out.exists() and any(out.iterdir()) and not (out / JOINED).exists():
         raise click.ClickException(f"{out} is not empty, and no joined view; give a new folder")

@@ -14,9 +14,9 @@ import numpy as np
 
 from .check import ShardError
 from .files import new_folder
-from .join import without_anchor
 from .manifest import Manifest, save_manifest
 from .order import hash_key
+from .pairing import without_anchor
 from .reader import ShardSet
 from .record import Record, check_hashes
 from .store import open_set

@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 from clsp.shards.__main__ import main
 from clsp.shards.check import ShardError
 from clsp.shards.images import encode_image, open_images
-from clsp.shards.join import pair_anchors
 from clsp.shards.manifest import Manifest, save_manifest
+from clsp.shards.pairing import pair_anchors
 from clsp.shards.reader import ShardSet
 from clsp.shards.record import Record
 from clsp.shards.scores import load_hardness, save_hardness
