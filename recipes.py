@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,13 +135,19 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.toml"))
         raise click.BadParameter(
-            f"{name!r} is neither a TOML file nor one of: {', '.join(known)}",
+            f"{name!r} is neither a TOML file nor one of: {', '.join(known)}"
+            f"{_nearest(name, known)}",
             param_hint="--recipe",
         )
     try:
         return tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise click.BadParameter(f"{path} is not TOML: {error}", param_hint="--recipe") from error
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def recipe_option(folder: Path) -> Callable[[Command], Command]:
@@ -162,8 +169,7 @@ def recipe_option(folder: Path) -> Callable[[Command], Command]:
         for key, setting in load_recipe(value, folder).items():
             name = known.get(key.replace("-", "_"))
             if name is None or name == "recipe":
-                near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = _nearest(key.replace("-", "_"), known)
                 raise click.BadParameter(
                     f"recipe {value!r} has an unknown key {key!r}{hint}", param_hint="--recipe"
                 )
@@ -217,6 +223,12 @@ def announce(config: Any, path: Path | None = None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, config_json(config))
+
+
+def say_result(place: Path) -> None:
+    """Print where a result lies, from the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(place)
 
 
 def progress(total: int, desc: str, unit: str, initial: int = 0, *, show: bool = True) -> tqdm[Any]:

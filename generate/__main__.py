@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..recipes import build_config, config_options, recipe_option
-from .config import GenerateConfig
+from .config import GenerateConfig, image_size_option
 from .engines import ENGINES
 
 if TYPE_CHECKING:
@@ -57,13 +57,7 @@ class _Slice(click.ParamType["slice[Any, Any, Any]"]):
 @click.option("--images", required=True, help="Image source, e.g. digits or folder:PATH.")
 @click.option("--model", required=True, help="Diffusers folder or hub id, or a reference .pt file.")
 @click.option("--out", required=True, help="The set's folder, or s3://BUCKET/PREFIX.")
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Pixels a side that a reference .pt file was trained for, which does not say it.",
-)
+@image_size_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: GPUs or cores.")
 @click.option(

@@ -6,6 +6,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import click
+
+# Of `clsp generate` and `clsp features`.
+image_size_option = click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Pixels a side that a reference .pt file was trained for, which does not say it.",
+)
+
 
 def _help(text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text})

@@ -11,6 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from ..shards.files import temporary_name, write_atomic
+from ..shards.preview import enlarge
 from .config import FitConfig
 from .sampler import make_scheduler
 
@@ -67,8 +68,9 @@ def denoising_loss(eps: Tensor, noise: Tensor, alpha_bar: Tensor, min_snr: float
 
 @torch.no_grad()
 def sample_grid(unet: UNet2DModel, config: FitConfig, device: torch.device) -> np.ndarray:
-    """Return an 8x8 grid of samples, (8 S, 8 S, 3) uint8, always from the same noise.
+    """Return an 8x8 grid of samples, (8 H, 8 H, 3) uint8, always from the same noise.
 
+    H: the image's side, or a multiple of it that people can see.
     A model with labels draws a class a row. Ancestral sampling with x_0 clipped: it shows a model's
     state long before it is good enough for samplers that do not clip.
     """
@@ -84,9 +86,10 @@ def sample_grid(unet: UNet2DModel, config: FitConfig, device: torch.device) -> n
         eps = unet(x, t.to(device), labels).sample
         x = scheduler.step(eps, t, x, generator=generator).prev_sample
     levels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-    tiles = levels.reshape(_GRID, _GRID, 3, side, side).permute(0, 3, 1, 4, 2)
-    grid: np.ndarray = tiles.reshape(_GRID * side, _GRID * side, 3).numpy()
-    return grid
+    tiles = enlarge(levels.permute(0, 2, 3, 1).numpy())
+    side = tiles.shape[1]
+    rows = tiles.reshape(_GRID, _GRID, side, side, 3).swapaxes(1, 2)
+    return rows.reshape(_GRID * side, _GRID * side, 3)
 
 
 def save_pipeline(unet: UNet2DModel, config: FitConfig, out: Path) -> None:

@@ -67,7 +67,11 @@ def _open_checkpoint(path: Path, image_size: int) -> DiffusionModel:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what is no plain tensor file
-        raise ModelError(f"model {path}: not a checkpoint of tensors only: {error}") from error
+        # Its own message advises to let the file run code.
+        raise ModelError(
+            f"model {path}: expected a diffusers folder or a torch.save'd file of tensors only, "
+            f"and it cannot be read as one ({type(error).__name__})"
+        ) from error
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         raise ModelError(f"model {path}: expected a state dict of tensors")
     try:

@@ -13,6 +13,7 @@ from ..recipes import progress
 from ..shards.files import write_atomic
 from ..shards.images import ImageSource, load_pixels, open_images
 from .bottleneck import encode_to_site, find_site
+from .config import image_size_option
 from .denoiser import DiffusionModel
 from .diffusion import open_model
 from .noise import KeyedNoise
@@ -66,13 +67,7 @@ def bottleneck_features(
 @click.command()
 @click.option("--images", required=True, help="Image source, as for `clsp generate`.")
 @click.option("--model", "spec", required=True, help="Diffusion model, as for `clsp generate`.")
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Pixels a side that a reference .pt file was trained for, which does not say it.",
-)
+@image_size_option
 @click.option("--download", is_flag=True, help="Fetch the image data set if it is not there.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A .safetensors file.")
 @click.option("--timestep", default=50, show_default=True, help="How far images are noised.")

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..recipes import announce, build_config, config_options, progress, recipe_option
+from ..recipes import (
+    announce,
+    build_config,
+    config_options,
+    progress,
+    recipe_option,
+    say_result,
+)
 from ..shards.files import write_atomic
 from .config import FitConfig, fit_learning_rate
 
@@ -187,7 +194,7 @@ def main(out: Path, download: bool, compile_unet: bool, **options: Any) -> None:
     """
     config = build_config(FitConfig, options)
     try:
-        fit(config, out, download=download, compile_unet=compile_unet)
+        say_result(fit(config, out, download=download, compile_unet=compile_unet))
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 

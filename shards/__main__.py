@@ -196,9 +196,11 @@ def push(
     try:
         shards = open_set(folder)
         known = read_card(shards.origin)
-        license = license or known.license or click.prompt("Licence of the positives")
+        license = license or known.license or click.prompt("Licence of the positives (--license)")
         source_license = (
-            source_license or known.source_license or click.prompt("Licence of the source")
+            source_license
+            or known.source_license
+            or click.prompt("Licence of the source (--source-license)")
         )
         prepare_to_share(
             shards,

@@ -13,6 +13,12 @@ from .reader import ShardSet
 _GAP, _TILE = 4, 48  # pixels: space between images, and the least side of a tile
 
 
+def enlarge(images: np.ndarray) -> np.ndarray:
+    """Return images (..., H, W, 3) without smoothing at a scale that people can see."""
+    scale = max(1, -(-_TILE // max(images.shape[-3:-1])))
+    return images.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
 def contact_sheet(anchors: np.ndarray, positives: np.ndarray) -> bytes:
     """Return a PNG in which each row is an anchor, a gap, and its positives.
 
@@ -20,9 +26,10 @@ def contact_sheet(anchors: np.ndarray, positives: np.ndarray) -> bytes:
     Rows are laid out in as many columns as make the sheet about square; small images are enlarged
     without smoothing.
     """
+    positives = enlarge(positives)
+    anchors = enlarge(anchors) if len(anchors) else anchors
     count, per_anchor, height, width, _ = positives.shape
-    scale = max(1, -(-_TILE // max(height, width)))
-    tile_h, tile_w = height * scale + _GAP, width * scale + _GAP
+    tile_h, tile_w = height + _GAP, width + _GAP
     row_w = tile_w * (per_anchor + 1) + 8 * _GAP
     columns = max(1, min(count, round((count * tile_h / row_w) ** 0.5)))
     rows = -(-count // columns)
@@ -33,8 +40,7 @@ def contact_sheet(anchors: np.ndarray, positives: np.ndarray) -> bytes:
         anchor = anchors[index] if len(anchors) else np.full_like(positives[index, 0], 255)
         for slot, image in enumerate([anchor, *positives[index]]):
             x = left + slot * tile_w + (2 * _GAP if slot else 0)
-            large = image.repeat(scale, axis=0).repeat(scale, axis=1)
-            sheet[top : top + large.shape[0], x : x + large.shape[1]] = large
+            sheet[top : top + height, x : x + width] = image
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG")
     return buffer.getvalue()

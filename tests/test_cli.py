@@ -140,6 +140,7 @@ def test_flags_override_a_recipe(command: click.Command, tmp_path: Path) -> None
     ("flags", "message"),
     [
         (["--recipe=typo"], "unknown key 'widht'; did you mean 'width'?"),
+        (["--recipe=wyde"], "neither a TOML file nor one of: typo, wide; did you mean 'wide'?"),
         (["--recipe=nosuch"], "neither a TOML file nor one of: typo, wide"),
         (["--width=0"], "width is 0, expected at least 1"),
         (["--levels=1,x"], "'1,x' is not int values joined by commas"),

@@ -16,6 +16,7 @@ from ..recipes import (
     cache_option,
     config_options,
     recipe_option,
+    say_result,
 )
 from .config import TrainConfig
 from .options import RunOptions
@@ -73,7 +74,10 @@ def main(
 
     try:
         for place, config in configs.items():
-            train(config, address, place, cache=cache, cache_limit=cache_limit, options=options)
+            encoder = train(
+                config, address, place, cache=cache, cache_limit=cache_limit, options=options
+            )
+            say_result(encoder)
         if runs:
             click.echo(write_comparison(out, runs))
     except (ValueError, OSError) as error:

@@ -17,6 +17,8 @@ from diffusers import UNet2DModel
 
 from clsp.generate.bottleneck import Denoise, denoise_with, encode_to_site, find_site
 from clsp.generate.convert import timesteps_of, unet_from_reference
+from clsp.generate.denoiser import ModelError
+from clsp.generate.diffusion import open_model
 from clsp.generate.families import unet_run
 from clsp.generate.sampler import make_scheduler, sample_positives
 
@@ -217,3 +219,11 @@ def test_the_sinusoid_table_says_how_long_the_chain_is() -> None:
 def test_another_state_dict_is_refused(change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         unet_from_reference(change(reference_weights()), 16)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_without_bad_advice(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_text("import this")
+    with pytest.raises(ModelError, match=r"file of tensors only, and it cannot be") as e:
+        open_model(str(path))
+    assert "weights_only" not in str(e.value)  # torch advises to switch the check off

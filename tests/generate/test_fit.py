@@ -70,7 +70,7 @@ def test_it_learns_and_draws_samples_on_the_way(fitted: Path) -> None:
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     grids = sorted((fitted / "fit" / "samples").iterdir())
     assert [grid.name for grid in grids] == ["step-0000020.png", "step-0000040.png"]
-    assert Image.open(grids[0]).size == (64, 64)
+    assert Image.open(grids[0]).size == (384, 384)  # 8 x 8 samples, 6 times their 8 pixels
 
 
 def test_a_killed_run_goes_on_exactly(fitted: Path, tmp_path: Path) -> None:

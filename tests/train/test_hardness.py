@@ -99,6 +99,7 @@ def test_the_command_trains_on_a_range(make_set, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*flags, f"--out={tmp_path / 'b'}"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "b" / "encoder" / "encoder.json").is_file()
+    assert result.stdout == f"{tmp_path / 'b' / 'encoder'}\n"  # where the result lies
     save_hardness(shards, values[::-1], "ab" * 32, "1 - cosine")
     again = CliRunner().invoke(main, [*flags, f"--out={tmp_path / 'b'}"])
     assert again.exit_code == 1
