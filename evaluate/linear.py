@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 
+from ..recipes import progress
 from .features import Features
 from .metrics import accuracy
 from .split import check_labels, split_validation
@@ -60,17 +61,19 @@ def linear_probe(
     optimizer = torch.optim.SGD([weight, bias], lr=lr)
     milestones = [round(0.6 * epochs), round(0.8 * epochs)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-    for _ in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
-        places = (order + count * mirrored).to(both.device)  # in `both`
-        labels = train.labels[order.to(both.device)]
-        for rows, targets in zip(places.split(batch), labels.split(batch), strict=True):
-            loss = cross_entropy(both[rows] @ weight.T + bias, targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
+    with progress(epochs, "linear probe", "epoch") as bar:
+        for _ in range(epochs):
+            order = torch.randperm(count, generator=generator)
+            mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
+            places = (order + count * mirrored).to(both.device)  # in `both`
+            labels = train.labels[order.to(both.device)]
+            for rows, targets in zip(places.split(batch), labels.split(batch), strict=True):
+                loss = cross_entropy(both[rows] @ weight.T + bias, targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step()
+            bar.update()
     with torch.no_grad():
         logits = test.plain @ weight.T + bias
     if not logits.isfinite().all():
@@ -104,11 +107,13 @@ def lbfgs_probe(
     fit, held_out = split_validation(train, seed) if validation is None else (train, validation)
     check_labels(fit, "the linear probe")
     best, state = (-1.0, 0.0, train.plain), None
-    for strength in sorted(strengths, reverse=True):  # each fit starts from the one before
-        state = fit_logistic(fit, strength, state)
-        found = metric(_logits(held_out, state), held_out.labels)
-        if found > best[0]:
-            best = (found, strength, state)
+    with progress(len(strengths), "L-BFGS probe", "fit") as bar:
+        for strength in sorted(strengths, reverse=True):  # each fit starts from the one before
+            state = fit_logistic(fit, strength, state)
+            found = metric(_logits(held_out, state), held_out.labels)
+            if found > best[0]:
+                best = (found, strength, state)
+            bar.update()
     _, strength, state = best
     logits = _logits(test, fit_logistic(fit.join(held_out), strength, state))
     return Probe({"lbfgs": metric(logits, test.labels), "lbfgs_l2": strength}, logits)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..recipes import progress
 from ..shards.images import ImageSource, load_pixels
 from ..shards.preview import contact_sheet
 from .features import Features
@@ -38,11 +39,13 @@ def nearest_by_chunk(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what `nearest` returns, some queries at a time; k is at most the bank's rows."""
     bank = normalize(bank, dim=1)
-    for start in range(0, len(queries), _CHUNK):
-        part = products(normalize(queries[start : start + _CHUNK], dim=1), bank)
-        if own is not None:
-            part.scatter_(1, own[start : start + _CHUNK, None].to(part.device), -2.0)
-        yield largest(part, k)
+    with progress(len(queries), "neighbours", "image") as bar:
+        for start in range(0, len(queries), _CHUNK):
+            part = products(normalize(queries[start : start + _CHUNK], dim=1), bank)
+            if own is not None:
+                part.scatter_(1, own[start : start + _CHUNK, None].to(part.device), -2.0)
+            yield largest(part, k)
+            bar.update(len(part))
 
 
 def products(queries: Tensor, bank: Tensor) -> Tensor:
