@@ -34,7 +34,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """A config of 8x8 images whose network has no batch norm."""
 
     def build(*_: object) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        return nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
 
     monkeypatch.setattr(encoder, "build_backbone", build)
     return replace(VIT, arch="conv-tiny", lr=0.1, lr_warmup=0)

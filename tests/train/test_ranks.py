@@ -40,10 +40,14 @@ def test_ranks_train_as_one(outs: dict[int, Path], case: str, world: int) -> Non
         assert rows(many, name) == pytest.approx(rows(one, name), abs=1e-4)
     first, second = (load_checkpoint(out / "checkpoints")[0] for out in (one, many))
     assert first.keys() == second.keys()
-    # Batch norm divides what rounding differs by by small deviations, layer after layer.
-    close = 1e-3 if case.endswith("-bn") else 1e-4
     for name in first:
-        torch.testing.assert_close(second[name], first[name], atol=close, rtol=1e-3)
+        if not case.endswith("-bn"):
+            torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3)
+            continue
+        # Batch norm divides what rounding differs by by small deviations, layer after layer: single
+        # weights may be further off than a tensor as a whole.
+        apart, length = (second[name] - first[name]).double().norm(), first[name].double().norm()
+        assert apart <= 1e-2 * length + 1e-4, name
 
 
 @pytest.mark.parametrize("case", CASES)
