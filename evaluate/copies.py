@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..recipes import progress
 from ..shards.images import ImageSource, load_pixels
+from ..shards.pairing import pixels_sha256
 from ..shards.preview import contact_sheet
 from ..shards.reader import ShardSet
 from ..train.encoder import Encoder
@@ -48,7 +48,7 @@ def training_features(
         for start in range(0, len(source), _BATCH):
             rows = range(start, min(start + _BATCH, len(source)))
             pixels = load_pixels(source, rows, size)
-            row_of |= {_digest(image): row for image, row in zip(pixels, rows, strict=True)}
+            row_of |= {pixels_sha256(image): row for image, row in zip(pixels, rows, strict=True)}
             parts.append(embed(encoder, torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)))
             bar.update(len(rows))
     own = torch.tensor([row_of.get(_anchor(shards, row), -1) for row in range(len(shards))])
@@ -57,11 +57,7 @@ def training_features(
 
 def _anchor(shards: ShardSet, row: int) -> str:
     known: str | None = json.loads(shards.read(row, ["json"])["json"]).get("rgb_sha256")
-    return known or _digest(shards.pixels(row, ["anchor"])[0])
-
-
-def _digest(pixels: np.ndarray) -> str:
-    return hashlib.sha256(pixels.tobytes()).hexdigest()
+    return known or pixels_sha256(shards.pixels(row, ["anchor"])[0])
 
 
 def nearest_training(features: SetFeatures, training: Training) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..shards.images import ImageSource, encode_image, fit_square
+from ..shards.pairing import pixels_sha256
 from ..shards.record import Record
 from .bottleneck import find_site
 from .config import GenerateConfig
@@ -163,7 +163,7 @@ def _record(
     meta: dict[str, Any] = {
         "source": source.path(index),
         "source_sha256": source.file_sha256(index),
-        "rgb_sha256": hashlib.sha256(anchor.tobytes()).hexdigest(),
+        "rgb_sha256": pixels_sha256(anchor),
         # Six decimals: what float32 holds of a share.
         "w": [round(float(w), 6) for w in shares] if isinstance(config.w, tuple) else config.w,
         "seed": config.seed,
